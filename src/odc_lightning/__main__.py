@@ -1,0 +1,3 @@
+from odc_lightning.app import main
+
+main()
