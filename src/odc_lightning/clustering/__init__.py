@@ -1,0 +1,1 @@
+"""Nearest centroids, K-Means and agreement between clusterings."""

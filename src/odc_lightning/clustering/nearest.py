@@ -1,0 +1,81 @@
+"""Nearest centroid, Eq. 3 of the paper, decided the same way on every device and number of processes.
+
+Shapes: B rows, C centroids, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+METRICS = ("l2", "inner_product")
+_BLOCK = 8192  # rows scored at once: bounds the (B, C) scores of a whole data set, never cuts a training batch
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Keep matrix products in real float32: bf16 scores give 42 % wrong labels on concentrated ReLU features."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+@torch.no_grad()
+def nearest_centroid(
+    rows_BD: Tensor, centroids_CD: Tensor, *, metric: str = "l2", allowed_C: Tensor | None = None
+) -> Tensor:
+    """Label of the nearest centroid of each row (Eq. 3): (B,) int64; among equals the lowest label.
+
+    A float32 matrix product finds two finalists a row, float64 arithmetic on these two decides. So a near tie does
+    not depend on how a library blocks its products, that is on the batch size, the threads or the number of ranks.
+
+    Args:
+        rows_BD: features, (B, D), any floating type.
+        centroids_CD: (C, D) float32.
+        metric: ``l2`` is the paper's squared distance, ``inner_product`` the authors' release (it favours long means).
+        allowed_C: bool (C,); clusters that are False are never chosen. At least one must be True.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}. Received: {metric!r}")
+    bias_C = _bias(centroids_CD, metric, allowed_C)
+    with full_float32(rows_BD.device):
+        blocks = [_nearest_in_block(block, centroids_CD, bias_C, metric) for block in rows_BD.split(_BLOCK)]
+    return torch.cat(blocks) if blocks else rows_BD.new_zeros(0, dtype=torch.int64)
+
+
+def _bias(centroids_CD: Tensor, metric: str, allowed_C: Tensor | None) -> Tensor:
+    """|x - c|^2 is smallest where x.c - |c|^2/2 is largest: the L2 rule costs one bias."""
+    if metric == "l2":
+        bias_C = centroids_CD.square().sum(1).mul_(-0.5)
+    else:
+        bias_C = centroids_CD.new_zeros(len(centroids_CD))
+    return bias_C if allowed_C is None else bias_C.masked_fill(~allowed_C, -torch.inf)
+
+
+def _nearest_in_block(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str) -> Tensor:
+    scores_BC = torch.addmm(bias_C, rows_BD.float(), centroids_CD.T)
+    first_B = scores_BC.argmax(1)
+    if len(centroids_CD) == 1:
+        return first_B
+    second_B = scores_BC.scatter_(1, first_B[:, None], -torch.inf).argmax(1)
+    finalists_B2 = torch.stack([torch.minimum(first_B, second_B), torch.maximum(first_B, second_B)], 1)
+    exact_B2 = _exact_scores(rows_BD, centroids_CD, finalists_B2, metric)
+    exact_B2.masked_fill_(bias_C[finalists_B2] == -torch.inf, -torch.inf)
+    return torch.where(exact_B2[:, 1] > exact_B2[:, 0], finalists_B2[:, 1], finalists_B2[:, 0])
+
+
+def _exact_scores(rows_BD: Tensor, centroids_CD: Tensor, finalists_B2: Tensor, metric: str) -> Tensor:
+    rows_B1D, finalists_B2D = rows_BD.double()[:, None], centroids_CD[finalists_B2].double()
+    if metric == "l2":
+        return (rows_B1D - finalists_B2D).square_().sum(-1).neg_()
+    return finalists_B2D.mul_(rows_B1D).sum(-1)

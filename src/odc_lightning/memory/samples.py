@@ -1,0 +1,91 @@
+"""Samples memory: the feature and the pseudo-label of every sample (paper, Sec. 3.1).
+
+Rows lie on the fixed grid of multiples of 2^-24, on which float64 sums are exact: their order, hence the number of
+ranks and the split of a batch, cannot change a bit of a centroid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from odc_lightning.memory.ranks import Ranks
+
+GRID = 2.0**-24
+EPSILON = 1e-10
+ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_CHUNK = 65536
+
+
+def l2_normalize(features_BD: Tensor) -> Tensor:
+    """f / (|f| + 1e-10) in float64: a zero feature stays zero."""
+    features_BD = features_BD.double()
+    return features_BD / (torch.linalg.vector_norm(features_BD, dim=1, keepdim=True) + EPSILON)
+
+
+def snap(rows_BD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float64 rows within [-1, 1] to multiples of 2^-24; float16 is that grid by its own format."""
+    if dtype == torch.float16:
+        return rows_BD.half()
+    return rows_BD.div(GRID).round_().mul_(GRID).to(dtype)
+
+
+class SamplesMemory:
+    """Feature rows of the samples that this rank owns, and the labels of all samples.
+
+    Attributes:
+        rows: (N / W, D) float32 or float16, sample i at position i // W on rank i % W.
+        labels_N: (N,) int32 pseudo-labels, replicated.
+    """
+
+    def __init__(self, num_samples: int, feature_dim: int, dtype: torch.dtype, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.num_samples = num_samples
+        self.rows = torch.zeros(ranks.num_owned(num_samples), feature_dim, dtype=dtype)
+        self.labels_N = torch.zeros(num_samples, dtype=torch.int32)
+
+    def to(self, device: torch.device) -> None:
+        """Move rows and labels."""
+        self.rows, self.labels_N = self.rows.to(device), self.labels_N.to(device)
+
+    def fill(self, owned_features: Tensor) -> None:
+        """Store the L2-normalised start-up features of the owned samples, (N / W, D)."""
+        for start in range(0, len(owned_features), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            self.rows[chunk] = snap(l2_normalize(owned_features[chunk].to(self.rows.device)), self.rows.dtype)
+
+    def labels(self, index_B: Tensor) -> Tensor:
+        """Current pseudo-labels of the samples, (B,) int64."""
+        return self.labels_N[index_B].long()
+
+    def relabel(self, index_B: Tensor, labels_B: Tensor) -> None:
+        """Write pseudo-labels; the indices must not repeat."""
+        self.labels_N[index_B] = labels_B.int()
+
+    def owned_rows(self, index_B: Tensor) -> Tensor:
+        """Rows of samples that this rank owns, (B, D)."""
+        return self.rows[index_B // self.ranks.world_size]
+
+    def move(self, index_B: Tensor, features_BD: Tensor, momentum: float, renormalize: bool) -> tuple[Tensor, Tensor]:
+        """Eq. 2 for samples that this rank owns: F_m <- m f/|f| + (1 - m) F_m. Returns the old and the new rows."""
+        position_B = index_B // self.ranks.world_size
+        old_BD = self.rows[position_B]
+        moved_BD = l2_normalize(features_BD).mul_(momentum).add_(old_BD.double(), alpha=1.0 - momentum)
+        new_BD = snap(l2_normalize(moved_BD) if renormalize else moved_BD, self.rows.dtype)
+        self.rows[position_B] = new_BD
+        return old_BD, new_BD
+
+    def members(self, cluster: int) -> Tensor:
+        """Indices of the samples labelled ``cluster``, ascending, (M,) int64."""
+        return (self.labels_N == cluster).nonzero().flatten()
+
+    def members_of(self, clusters_C: Tensor) -> Tensor:
+        """Indices of the samples whose cluster is True in the bool table ``clusters_C``, ascending."""
+        return clusters_C[self.labels_N.long()].nonzero().flatten()
+
+    def gathered_rows(self, index_M: Tensor) -> Tensor:
+        """Rows of any samples on every rank, (M, D) float32."""
+        own = self.ranks.owned(index_M)
+        rows_MD = self.rows.new_zeros(len(index_M), self.rows.shape[1], dtype=torch.float32)
+        rows_MD[own] = self.owned_rows(index_M[own]).float()
+        return self.ranks.sum(rows_MD)

@@ -1,0 +1,99 @@
+"""One face for every backbone: a pooled feature for training, and named feature maps for the linear probes."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from math import isqrt
+from typing import Any
+
+from torch import Tensor, nn
+
+from odc_lightning.nn.names import unknown_name
+
+
+class Backbone(nn.Module):
+    """A network without its classifier.
+
+    Attributes:
+        net: the wrapped network. Its state dict has the names of its library, so that
+            `backbone.net.load_state_dict(torchvision_weights, strict=False)` works; in a checkpoint of the
+            backbone the same names stand behind the prefix `net.`.
+        feature_dim: width of the pooled feature.
+        in_channels: channels of the input image (2 behind a Sobel filter).
+        taps: probe name (`conv1`, …, `conv5`) to the name of the submodule in `net` whose output it is.
+
+    Args:
+        name: what people call the network; used in messages only.
+        channels_last_taps: tapped modules give (B, H, W, C), as Swin does.
+        prefix_tokens: tokens before the patch tokens where tapped modules give (B, L, C), as a ViT does.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        feature_dim: int,
+        in_channels: int = 3,
+        taps: Mapping[str, str] | None = None,
+        channels_last_taps: bool = False,
+        prefix_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.feature_dim = feature_dim
+        self.in_channels = in_channels
+        self.taps = dict(taps or {})
+        self._channels_last_taps = channels_last_taps
+        self._prefix_tokens = prefix_tokens
+        modules = dict(net.named_modules())
+        for module in self.taps.values():
+            if module not in modules:
+                raise unknown_name(f"the submodule of {name} behind a tap", module, modules)
+
+    @property
+    def description(self) -> str:
+        """One line for people: `resnet50: 23.5M parameters, 2048-d`."""
+        millions = sum(p.numel() for p in self.net.parameters()) / 1e6
+        return f"{self.name}: {millions:.{1 if millions >= 1 else 3}f}M parameters, {self.feature_dim}-d"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, in_channels, H, W) to pooled features (B, feature_dim)."""
+        return self.net(images)
+
+    def forward_taps(self, images: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
+        """Map images (B, in_channels, H, W) to {name: feature map (B, C, h, w)}, in one pass of the network.
+
+        Raises ValueError for a name that is not in `taps`.
+        """
+        names = list(names)
+        for name in names:
+            if name not in self.taps:
+                raise unknown_name(f"a tap of {self.name}", name, self.taps)
+        outputs: dict[str, Any] = {}
+        handles = [self._record(name, outputs) for name in names]
+        try:
+            self.net(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: self._as_map(name, outputs.get(name)) for name in names}
+
+    def _record(self, name: str, outputs: dict[str, Any]) -> Any:
+        def keep(key: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[key] = output
+
+        return self.net.get_submodule(self.taps[name]).register_forward_hook(partial(keep, name))
+
+    def _as_map(self, name: str, output: Any) -> Tensor:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            tokens = output[:, self._prefix_tokens :]
+            side = isqrt(tokens.shape[1])
+            if side * side == tokens.shape[1]:
+                return tokens.transpose(1, 2).unflatten(2, (side, side))
+        elif isinstance(output, Tensor) and output.ndim == 4:
+            return output.permute(0, 3, 1, 2) if self._channels_last_taps else output
+        received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(
+            f"the tap {name} of {self.name} must give (B, C, H, W) or a square grid of tokens. Received: {received}"
+        )
