@@ -11,7 +11,7 @@ from odc_lightning.clustering.nearest import METRICS, nearest_centroid
 from odc_lightning.memory.centroids import CentroidsMemory
 from odc_lightning.memory.ranks import Ranks
 from odc_lightning.memory.samples import ROW_DTYPES, SamplesMemory
-from odc_lightning.memory.small_clusters import SmallClusters
+from odc_lightning.memory.small_clusters import SIDES, SmallClusters
 
 SMALL_MEANS = ("at_most", "below")
 REFRESHES = ("involved", "all")
@@ -20,6 +20,8 @@ _SIZES = {"num_samples": "N", "num_clusters": "C", "feature_dim": "D"}
 
 class Memory:
     """Samples memory and centroids memory, sharded by rows over the ranks, labels and centroids everywhere.
+
+    ``updates`` counts batches, ``refilled`` the small clusters that were dissolved and filled again.
 
     Every call with a batch is collective: all ranks make it with batches of equal size. The defaults are the paper's
     rules; the authors' release differs in each of the keys below ``momentum`` (``fidelity=openselfsup``).
@@ -63,17 +65,17 @@ class Memory:
         seed: int = 0,
         ranks: Ranks | None = None,
     ) -> None:
-        for key, value, allowed in (
-            ("small_means", small_means, SMALL_MEANS),
-            ("metric", metric, METRICS),
-            ("refresh", refresh, REFRESHES),
-            ("row_dtype", row_dtype, tuple(ROW_DTYPES)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key} must be one of {', '.join(allowed)}. Received: {value!r}")
-        check_sizes(num_samples, num_clusters, min_cluster_size, small_means)
-        if not 0 < momentum <= 1:
-            raise ValueError(f"momentum must be in (0, 1]. Received: {momentum}")
+        check_rules(
+            num_samples=num_samples,
+            num_clusters=num_clusters,
+            momentum=momentum,
+            min_cluster_size=min_cluster_size,
+            small_means=small_means,
+            split_side=split_side,
+            metric=metric,
+            refresh=refresh,
+            row_dtype=row_dtype,
+        )
         self.num_samples, self.num_clusters, self.feature_dim = num_samples, num_clusters, feature_dim
         self.momentum, self.renormalize, self.metric, self.refresh = momentum, renormalize, metric, refresh
         self.ranks = ranks or Ranks.current()
@@ -88,7 +90,7 @@ class Memory:
             metric=metric,
             generator=self.generator,
         )
-        self.updates = 0
+        self.updates, self.refilled = 0, 0
         self.filled = False
         self._small_flag: _LateFlag | None = None
 
@@ -120,7 +122,12 @@ class Memory:
         self._recount()
         self.centroids.refresh()
         self.filled = True
-        return self.small_clusters.handle(self.samples, self.centroids)
+        return self._handle()
+
+    def bytes(self) -> int:
+        """Bytes of rows, labels, centroids and sums, over all ranks' rows and one copy of the rest."""
+        row = self.feature_dim * self.samples.rows.element_size()
+        return self.num_samples * (row + 4) + self.num_clusters * (self.feature_dim * (4 + 8) + 16)
 
     def labels(self, index_B: Tensor) -> Tensor:
         """Pseudo-labels of a batch, (B,) int64: the targets of Eq. 1."""
@@ -165,7 +172,7 @@ class Memory:
 
         On a GPU the test is read one call late, so that an ordinary iteration never waits for the device.
         """
-        return self.small_clusters.handle(self.samples, self.centroids) if self._any_small() else []
+        return self._handle() if self._any_small() else []
 
     def check(self) -> None:
         """Raise RuntimeError unless sums and sizes equal a recount from rows and labels, bit for bit."""
@@ -185,6 +192,7 @@ class Memory:
             "moves": self.centroids.moves_C.cpu(),
             "generator": self.generator.get_state(),
             "updates": self.updates,
+            "refilled": self.refilled,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,7 +214,7 @@ class Memory:
         self.centroids.centroids_CD = state["centroids"].to(device, copy=True)
         self.centroids.moves_C = state["moves"].to(device, copy=True)
         self.generator.set_state(state["generator"])
-        self.updates, self.filled = state["updates"], True
+        self.updates, self.refilled, self.filled = state["updates"], state["refilled"], True
         self._recount()
         if not torch.equal(self.ranks.sum(self.centroids.sums_CD).cpu(), state["sums"]):
             raise RuntimeError("the checkpoint's memory is damaged: its cluster sums do not equal those of its rows")
@@ -221,13 +229,18 @@ class Memory:
         """Gather the batch in rank order; drop unreadable samples and all but the last of a repeated one."""
         if ok_B is not None:
             index_B = index_B.masked_fill(~ok_B, -1)
-        index_B, features_BD = self.ranks.gather(index_B), self.ranks.gather(features_BD.detach())
+        index_B, features_BD = self.ranks.gather(index_B), self.ranks.gather(features_BD.detach().float())
         if ok_B is None and unique:
             return index_B, features_BD
         keep_B = index_B >= 0
         if not unique:
             keep_B &= last_occurrences(index_B)
         return index_B[keep_B], features_BD[keep_B]
+
+    def _handle(self) -> list[int]:
+        small = self.small_clusters.handle(self.samples, self.centroids)
+        self.refilled += len(small)
+        return small
 
     def _any_small(self) -> bool:
         small = self.small_clusters.among(self.sizes_C).any()
@@ -256,6 +269,34 @@ def last_occurrences(index_B: Tensor) -> Tensor:
     last_B = torch.ones_like(ordered_B, dtype=torch.bool)
     last_B[:-1] = ordered_B[1:] != ordered_B[:-1]
     return torch.empty_like(last_B).scatter_(0, position_B, last_B)
+
+
+def check_rules(
+    *,
+    num_samples: int,
+    num_clusters: int,
+    momentum: float,
+    min_cluster_size: int,
+    small_means: str,
+    split_side: str,
+    metric: str,
+    refresh: str,
+    row_dtype: str,
+    **_: Any,
+) -> None:
+    """Raise ValueError for settings of :class:`Memory` that cannot work, without allocating it."""
+    for key, value, allowed in (
+        ("small_means", small_means, SMALL_MEANS),
+        ("split_side", split_side, SIDES),
+        ("metric", metric, METRICS),
+        ("refresh", refresh, REFRESHES),
+        ("row_dtype", row_dtype, tuple(ROW_DTYPES)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{key} must be one of {', '.join(allowed)}. Received: {value!r}")
+    if not 0 < momentum <= 1:
+        raise ValueError(f"momentum must be in (0, 1]. Received: {momentum}")
+    check_sizes(num_samples, num_clusters, min_cluster_size, small_means)
 
 
 def check_sizes(num_samples: int, num_clusters: int, min_cluster_size: int, small_means: str = "at_most") -> None:

@@ -29,8 +29,6 @@ class SmallClusters:
     def __init__(
         self, *, largest_small: int, smallest_half: int, side: str, metric: str, generator: torch.Generator
     ) -> None:
-        if side not in SIDES:
-            raise ValueError(f"split_side must be one of {', '.join(SIDES)}. Received: {side!r}")
         self.largest_small, self.smallest_half = largest_small, smallest_half
         self.side, self.metric, self.generator = side, metric, generator
 

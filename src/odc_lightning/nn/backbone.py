@@ -23,7 +23,7 @@ class Backbone(nn.Module):
 
     Args:
         name: what people call the network; used in messages only.
-        channels_last_taps: tapped modules give (B, H, W, C), as Swin does.
+        channels_last: tapped modules give (B, H, W, C), as Swin does.
         prefix_tokens: tokens before the patch tokens where tapped modules give (B, L, C), as a ViT does.
     """
 
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         feature_dim: int,
         in_channels: int = 3,
         taps: Mapping[str, str] | None = None,
-        channels_last_taps: bool = False,
+        channels_last: bool = False,
         prefix_tokens: int = 0,
     ) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.in_channels = in_channels
         self.taps = dict(taps or {})
-        self._channels_last_taps = channels_last_taps
+        self._channels_last = channels_last
         self._prefix_tokens = prefix_tokens
-        modules = dict(net.named_modules())
+        modules = {module for module, _ in net.named_modules() if module}
         for module in self.taps.values():
             if module not in modules:
                 raise unknown_name(f"the submodule of {name} behind a tap", module, modules)
@@ -86,14 +86,26 @@ class Backbone(nn.Module):
         return self.net.get_submodule(self.taps[name]).register_forward_hook(partial(keep, name))
 
     def _as_map(self, name: str, output: Any) -> Tensor:
-        if isinstance(output, Tensor) and output.ndim == 3:
-            tokens = output[:, self._prefix_tokens :]
-            side = isqrt(tokens.shape[1])
-            if side * side == tokens.shape[1]:
-                return tokens.transpose(1, 2).unflatten(2, (side, side))
-        elif isinstance(output, Tensor) and output.ndim == 4:
-            return output.permute(0, 3, 1, 2) if self._channels_last_taps else output
-        received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"the tap {name} of {self.name} must give (B, C, H, W) or a square grid of tokens. Received: {received}"
-        )
+        feature_map = as_feature_map(output, self._channels_last, self._prefix_tokens)
+        if feature_map is None:
+            received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            wanted = "(B, C, H, W) or a square grid of tokens"
+            raise ValueError(f"the tap {name} of {self.name} must give {wanted}. Received: {received}")
+        return feature_map
+
+
+def as_feature_map(output: Any, channels_last: bool = False, prefix_tokens: int = 0) -> Tensor | None:
+    """View what a module gives as (B, C, h, w); None where it is neither a map nor a square grid of tokens.
+
+    Tokens (B, L, C) lose their `prefix_tokens`, unless L is square only with them: in some networks (CaiT, XCiT) the
+    class token joins after the tapped blocks.
+    """
+    if not isinstance(output, Tensor):
+        return None
+    if output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if channels_last else output
+    for tokens in (output[:, prefix_tokens:], output) if output.ndim == 3 else ():
+        side = isqrt(tokens.shape[1])
+        if side > 0 and side * side == tokens.shape[1]:
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
+    return None

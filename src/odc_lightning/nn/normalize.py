@@ -29,7 +29,8 @@ class Normalize(nn.Module):
             raise ValueError(f"mean and std must have one number a channel. Received: {mean} and {std}")
         if min(std) <= 0:
             raise ValueError(f"std must be above 0. Received: {std}")
-        mean_C, std_C = torch.tensor(list(mean)).double(), torch.tensor(list(std)).double()
+        mean_C = torch.tensor(list(mean), dtype=torch.float64)
+        std_C = torch.tensor(list(std), dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * std_C)).float().view(1, -1, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean_C / std_C).float().view(1, -1, 1, 1), persistent=False)
 

@@ -62,9 +62,7 @@ def small_resnet(
     _check_in_channels(in_channels)
     net = SmallResNet(width, in_channels, blocks)
     _init_resnet(net, zero_init_residual, init_mode)
-    return Backbone(
-        net, name="small_resnet", feature_dim=8 * width, in_channels=in_channels, taps=RESNET_TAPS
-    )
+    return Backbone(net, name="small_resnet", feature_dim=8 * width, in_channels=in_channels, taps=RESNET_TAPS)
 
 
 class SmallResNet(nn.Module):

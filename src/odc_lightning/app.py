@@ -1,0 +1,108 @@
+"""The command line: finds conf/, lets Hydra compose it, hands the config to its task, and speaks plainly of mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+log = logging.getLogger("odc_lightning")
+# What a person can mend: told in one message; the traceback goes to the run's log file.
+MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
+
+
+def conf_dir() -> Path:
+    """The packaged conf/ of an installed wheel, else the repository's."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "conf"
+    return packaged if packaged.is_dir() else here.parents[1] / "conf"
+
+
+def run_task(cfg: DictConfig) -> Any:
+    """Hand the composed config to the task it names."""
+    task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
+    try:
+        return task(cfg)
+    except MENDABLE:
+        log.debug("traceback of the error above", exc_info=True)
+        raise
+
+
+def main() -> None:
+    """Entry point of ``python -m odc_lightning`` and of ``odc``."""
+    debugging = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come here instead of Hydra printing them
+    app = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_task)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command continues from the last checkpoint.")
+    except Exception as error:
+        if debugging or not (message := plain_message(error)):
+            raise
+        sys.exit(message)
+
+
+def plain_message(error: BaseException) -> str:
+    """One clear message for what a person can mend, empty for what is a bug."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, MENDABLE) and not isinstance(cause, HydraException | OmegaConfBaseException):
+            return f"Error: {cause}"
+    text = "\n".join(str(cause) for cause in causes)
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"Error: {missing[1]} must be given: {missing[1]}=..."
+    if option := re.search(r"Could not find '(.+)/([^/']+)'", text):
+        return f"Error: {option[1]}={option[2]} is not a choice.{_suggest(option[2], _choices(option[1]))}"
+    if key := re.search(r"Could not (?:override|append|delete)[^']*'([^'@=]+)", text):
+        return f"Error: there is no key {key[1]!r}.{_suggest(key[1], _keys())}"
+    if isinstance(causes[0], HydraException | OmegaConfBaseException):
+        return f"Error: {str(error).strip()}"
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _suggest(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=3, cutoff=0.5)
+    near += [name for name in known if name.split(".")[-1] == wrong.split(".")[-1] and name not in near][:3]
+    if near:
+        return f" Did you mean {' or '.join(near)}?"
+    return f" Known: {', '.join(known)}" if len(known) < 20 else " `python -m odc_lightning --cfg job` lists all keys."
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _keys() -> list[str]:
+    """Dotted names of all keys and groups of the config, as far as the command line's groups can be composed."""
+    groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    choices = [arg for arg in sys.argv[1:] if arg.split("=")[0] in groups]
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            cfg = hydra.compose("config", overrides=choices)
+        except HydraException:
+            cfg = hydra.compose("config")
+    return sorted({*groups, *_dotted(OmegaConf.to_container(cfg, resolve=False))})
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}"
+        yield from _dotted(value, f"{prefix}{key}.")

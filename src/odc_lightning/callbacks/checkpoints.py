@@ -1,0 +1,112 @@
+"""Checkpoints of a run: last.ckpt, the one before it, and one kept every few epochs; written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+LAST, PREVIOUS, WRITING = "last.ckpt", "previous.ckpt", "writing.ckpt"
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``last.ckpt`` after every epoch and, within long epochs, by steps or minutes.
+
+    A file is written beside and renamed when it is complete; the one before stays as ``previous.ckpt``.
+
+    Args:
+        folder: of the checkpoints; None: ``checkpoints`` in the trainer's ``default_root_dir``.
+        every_n_steps: optimizer steps between two writes; None: epochs and minutes only.
+        every_n_minutes: minutes between two writes within an epoch; None: none.
+        keep_every_n_epochs: also keep ``epoch=<n>.ckpt`` (a hard link: no second copy is written); None: none.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        every_n_steps: int | None = None,
+        every_n_minutes: float | None = 15.0,
+        keep_every_n_epochs: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_epochs", keep_every_n_epochs)):
+            if value is not None and value < 1:
+                raise ValueError(f"callbacks.checkpoints.{name} must be at least 1. Received: {value}")
+        self.folder = Path(folder) if folder else Path("checkpoints")
+        self._in_root = folder is None
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self.keep_every_n_epochs = keep_every_n_epochs
+        self._written_at = time.monotonic()
+        self._last_step = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._in_root:
+            self.folder = Path(trainer.default_root_dir) / "checkpoints"
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        step = trainer.global_step
+        if step == self._last_step:  # accumulating: no optimizer step has happened
+            return
+        self._last_step = step
+        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if by_steps or (step % 20 == 0 and self._minutes_are_over(trainer)):
+            self.write(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write(trainer)
+        epoch = trainer.current_epoch + 1
+        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and trainer.is_global_zero:
+            kept = self.folder / f"epoch={epoch:04d}.ckpt"
+            kept.unlink(missing_ok=True)
+            os.link(self.folder / LAST, kept)
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt``. Collective.
+
+        Raises:
+            OSError: when the file cannot be written (no space left); the checkpoint before is untouched.
+        """
+        writing = self.folder / WRITING
+        try:
+            trainer.save_checkpoint(writing)
+        except (OSError, RuntimeError) as error:
+            writing.unlink(missing_ok=True)
+            if "memory is damaged" in str(error):
+                raise
+            raise OSError(
+                f"could not write a checkpoint to {self.folder}: {error}. The one before, {LAST}, is untouched: "
+                f"free some space and run the same command again"
+            ) from error
+        if trainer.is_global_zero:
+            if (self.folder / LAST).exists():
+                os.replace(self.folder / LAST, self.folder / PREVIOUS)
+            os.replace(writing, self.folder / LAST)
+        self._written_at = time.monotonic()
+
+    def _minutes_are_over(self, trainer: pl.Trainer) -> bool:
+        if self.every_n_minutes is None:
+            return False
+        over = time.monotonic() - self._written_at > 60 * self.every_n_minutes
+        return bool(trainer.strategy.broadcast(over))  # one clock decides for all ranks
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """The newest checkpoint that can be read; says so when a newer one is damaged. None where there is none."""
+    folder = Path(folder)
+    candidates = [folder / LAST, folder / PREVIOUS, *sorted(folder.glob("epoch=*.ckpt"), reverse=True)]
+    for path in filter(Path.exists, candidates):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            rank_zero_warn(f"{path} cannot be read ({type(error).__name__}); falling back to the checkpoint before it")
+            continue
+        rank_zero_info(f"Continuing from {path}")
+        return path
+    return None

@@ -1,0 +1,117 @@
+"""The LightningDataModule: colour-jittered batches for training, centre crops for start-up and measuring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from odc_lightning.data.dataset import EvalDataset, IndexedDataset
+from odc_lightning.data.loader import GlobalBatches, TrainLoader, local_batch_size
+from odc_lightning.data.sources import ImageSource, MissingSplitError
+from odc_lightning.memory import Ranks
+
+
+class DataModule(pl.LightningDataModule):
+    """Images with their indices; labels stay in ``train_source.targets`` and never enter a batch.
+
+    Args:
+        source: called with ``split="train"`` and ``split="val"``; gives the images; validation images may be missing.
+        transform: training augmentation (paper, Sec. 3.4).
+        eval_transform: deterministic crop for start-up extraction and measuring.
+        batch_size: images of one optimizer step, over all devices and accumulated batches.
+        num_workers: loading processes per device; ``auto`` takes the cores there are, less one, at most 8.
+        on_bad_image: ``error`` or ``skip`` (its index keeps its place and is left out of loss and memory).
+        replacement: draw the training images with replacement (authors' release).
+        seed: of permutations and augmentation.
+        mean, std: per channel on the scale 0..1, applied on the device.
+        image_size: side of the training images in pixels.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., ImageSource],
+        transform: Callable[..., np.ndarray],
+        eval_transform: Callable[..., np.ndarray],
+        *,
+        batch_size: int,
+        num_workers: int | str = "auto",
+        on_bad_image: str = "error",
+        replacement: bool = False,
+        seed: int = 0,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        image_size: int = 224,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_image must be error or skip. Received: {on_bad_image!r}")
+        self.transform, self.eval_transform = transform, eval_transform
+        self.batch_size, self.num_workers, self.on_bad_image = batch_size, num_workers, on_bad_image
+        self.replacement, self.seed, self.mean, self.std = replacement, seed, tuple(mean), tuple(std)
+        self.image_size = image_size
+        self.train_source = source(split="train")
+        self.val_source: ImageSource | None = None
+        with suppress(MissingSplitError):
+            self.val_source = source(split="val")
+
+    @property
+    def num_samples(self) -> int:
+        """N, images that are trained on."""
+        return len(self.train_source)
+
+    def require_divisible(self, parts: int) -> None:
+        """Raise ValueError unless the batch can be shared by ``parts`` = devices x accumulation, and fits the data."""
+        GlobalBatches(self.num_samples, local_batch_size(self.batch_size, parts) * parts)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images of one forward over all devices: the batch less gradient accumulation."""
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        local_batch_size(self.batch_size, Ranks.current().world_size * accumulate)
+        return self.batch_size // accumulate
+
+    def train_dataloader(self) -> TrainLoader:
+        """Augmented batches of this rank, resumable anywhere."""
+        ranks = Ranks.current()
+        batches = GlobalBatches(
+            self.num_samples,
+            self.micro_batch_size,
+            seed=self.seed,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            replacement=self.replacement,
+        )
+        dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        return TrainLoader(
+            dataset, batches, limit=limit if isinstance(limit, int) else None, **self._loading(persistent=True)
+        )
+
+    def eval_dataloader(self, source: ImageSource, indices: Sequence[int], batch_size: int | None = None) -> DataLoader:
+        """Centre crops of the given images, in this order."""
+        dataset = Subset(EvalDataset(source, self.eval_transform, self.on_bad_image), list(indices))
+        size = batch_size or max(1, min(256, self.batch_size // Ranks.current().world_size))
+        return DataLoader(dataset, batch_size=size, **self._loading(persistent=False))
+
+    def workers(self) -> int:
+        """Loading processes per device, after ``auto`` is resolved."""
+        if self.num_workers != "auto":
+            return int(self.num_workers)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, max(1, cores // (self.trainer.num_devices if self.trainer else 1) - 1))
+
+    def _loading(self, persistent: bool) -> dict[str, Any]:
+        workers = self.workers()
+        return {
+            "num_workers": workers,
+            "persistent_workers": persistent and workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

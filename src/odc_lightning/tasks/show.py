@@ -1,0 +1,41 @@
+"""The table that a finished run shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from odc_lightning.units import clock
+
+FORMATS = {"knn/": "{:.1f} %", "agreement/": "{:.3f}", "memory/cluster": "{:.0f}", "memory/splits": "{:.0f}", "time/": "{:.4g}"}
+
+
+def show_results(results: dict[str, Any], folder: Path) -> None:
+    """Metrics, then where to look."""
+    table = Table(title=f"{folder.name}: {results['task']} finished after {clock(results['seconds'])}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(results["metrics"].items()):
+        table.add_row(name, formatted(name, value))
+    console = Console()
+    console.print(table)
+    for file, what in (
+        ("results.json", "these figures"),
+        ("metrics.csv", "every logged value"),
+        ("run.png", "loss, label switches, cluster sizes as curves"),
+        ("clusters/assignments.csv", "which image is in which cluster"),
+        ("checkpoints/last.ckpt", "weights and memory"),
+    ):
+        if (folder / file).exists():
+            console.print(f"  {folder / file}  [dim]{what}[/dim]", soft_wrap=True)
+    if list((folder / "wandb").glob("offline-run-*")):
+        console.print(f"  wandb leet {folder / 'wandb' / 'latest-run'}  [dim]the dashboard in this terminal[/dim]", soft_wrap=True)
+
+
+def formatted(name: str, value: float) -> str:
+    """A value as its kind is read."""
+    pattern = next((pattern for prefix, pattern in FORMATS.items() if name.startswith(prefix)), "{:.4g}")
+    return pattern.format(value)

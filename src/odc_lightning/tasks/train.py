@@ -1,0 +1,121 @@
+"""task=train: from a composed config to a finished, observable, resumable run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from odc_lightning.callbacks.checkpoints import newest_checkpoint
+from odc_lightning.callbacks.forecast import Forecast
+from odc_lightning.callbacks.metrics_csv import MetricsCSV, last_values
+from odc_lightning.callbacks.progress import progress_callback
+from odc_lightning.callbacks.wandb import finish_wandb, wandb_logger
+from odc_lightning.data.datamodule import DataModule
+from odc_lightning.methods.base import Method
+from odc_lightning.tasks.run_folder import RESUME, RunFolder
+from odc_lightning.tasks.show import show_results
+
+log = logging.getLogger("odc_lightning")
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train, measure and write results.json; returns the metrics.
+
+    Raises:
+        ValueError: for settings that cannot work, before anything is written over.
+    """
+    if cfg.resume not in RESUME:
+        raise ValueError(f"resume must be one of {', '.join(RESUME)}. Received: {cfg.resume!r}")
+    require_one_device_per_job(cfg)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    folder = RunFolder(HydraConfig.get().runtime.output_dir, config)
+    if cfg.resume != "never":
+        if (results := folder.finished()) is not None:
+            log.info(f"{folder.path} is finished; nothing to do. Start over with resume=never.")
+            show_results(results, folder.path)
+            return results["metrics"]
+        folder.require_same_run()
+    datamodule, method, trainer = build(cfg)
+    checkpoint = take_up(cfg.resume, folder)
+    method.run_config = config
+    trainer.loggers = loggers(cfg, folder, checkpoint, config)
+    try:
+        trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        return finish(trainer, method, folder)
+    finally:
+        finish_wandb()
+
+
+def require_one_device_per_job(cfg: DictConfig) -> None:
+    """``ddp`` starts its other processes with the command line, which in a sweep is the whole sweep again."""
+    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+    strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_") or cfg.trainer.strategy)
+    if sweeping and str(cfg.trainer.devices) not in ("1", "auto") and "spawn" not in strategy and "DDP" in strategy.upper():
+        raise ValueError(
+            f"a sweep (-m) cannot run ddp on several devices: trainer.devices={cfg.trainer.devices}. Use "
+            f"trainer.devices=1 and as many jobs at a time as there are devices, or trainer.strategy=ddp_spawn"
+        )
+
+
+def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
+    """Everything a run is made of; settings that cannot work raise here."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule: DataModule = instantiate(cfg.data)
+    method: Method = instantiate(cfg.method)
+    callbacks = [instantiate(one) for one in cfg.callbacks.values() if one is not None]
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        callbacks=[*callbacks, Forecast(), progress_callback()],
+        logger=False,
+        default_root_dir=HydraConfig.get().runtime.output_dir,
+    )
+    datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
+    method.require_possible(datamodule)
+    return datamodule, method, trainer
+
+
+def take_up(resume: str, folder: RunFolder) -> Path | None:
+    """The checkpoint to continue from; with ``resume=never`` an earlier run is moved aside.
+
+    Raises:
+        ValueError: for ``resume=must`` and nothing to continue.
+    """
+    checkpoint = None if resume == "never" else newest_checkpoint(folder.checkpoints)
+    if resume == "must" and checkpoint is None:
+        raise ValueError(f"resume=must, but {folder.checkpoints} holds no checkpoint that can be read")
+    if rank_zero_only.rank == 0:
+        if resume == "never" and (aside := folder.set_aside()):
+            log.info(f"The run that was here is now {aside}")
+        folder.write_config()
+    return checkpoint
+
+
+def loggers(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None, config: dict[str, Any]) -> list:
+    """metrics.csv, put back to where the checkpoint stands, and W&B."""
+    metrics = MetricsCSV(folder.metrics)
+    metrics.rewind(-1 if checkpoint is None else torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
+    group = cfg.run.group or cfg.run.name
+    name = folder.path.name if folder.path.name == cfg.run.name else f"{cfg.run.name}/{folder.path.name}"
+    wandb = wandb_logger(folder.path, **cfg.logger.wandb, name=name, group=group, config=config)
+    return [metrics] if wandb is None else [metrics, wandb]
+
+
+def finish(trainer: pl.Trainer, method: Method, folder: RunFolder) -> dict[str, float]:
+    """Write results.json and show it."""
+    metrics_csv = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCSV))
+    metrics = {name: value for name, value in last_values(metrics_csv.rows).items() if name not in ("epoch", "step")}
+    if trainer.is_global_zero and trainer.state.finished:
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        results = folder.write_results("train", metrics, f"{trainer.world_size} x {name}", method.seconds)
+        show_results(results, folder.path)
+    return metrics

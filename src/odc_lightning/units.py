@@ -1,0 +1,22 @@
+"""Seconds and bytes as people read them."""
+
+from __future__ import annotations
+
+
+def clock(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def size(bytes_: float) -> str:
+    """512 B, 3.2 MiB, 1.2 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if bytes_ < 1024:
+            return f"{bytes_:.3g} {unit}"
+        bytes_ /= 1024
+    return f"{bytes_:.3g} GiB"
