@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -93,7 +94,7 @@ def _keys() -> list[str]:
     """Dotted names of all keys and groups of the config, as far as the command line's groups can be composed."""
     groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
     choices = [arg for arg in sys.argv[1:] if arg.split("=")[0] in groups]
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         try:
             cfg = hydra.compose("config", overrides=choices)

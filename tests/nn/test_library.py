@@ -67,7 +67,7 @@ def test_taps_found_by_the_dry_run_are_those_described_by_hand(name):
 @pytest.mark.parametrize(
     ("name", "taps"),
     [
-        ("selecsls42", {"conv1"}),  # stages that return lists have no map
+        ("selecsls42", {"conv1", "conv5"}),  # stages that return lists have no map
         ("xcit_nano_12_p16_224", set(RESNET_TAPS)),  # the class token joins after the tapped blocks
         ("pit_ti_224", set()),
     ],
@@ -78,6 +78,10 @@ def test_timm_taps_that_give_no_map_are_left_out(name, taps):
     with torch.no_grad():
         maps = backbone.eval().forward_taps(torch.rand(1, 3, 224, 224), backbone.taps)
     assert all(value.ndim == 4 for value in maps.values())
+
+
+def test_the_pool_before_a_classifier_is_no_tap():
+    assert torchvision_backbone("alexnet").taps["conv5"] == "features"
 
 
 def test_dry_run_leaves_no_trace():

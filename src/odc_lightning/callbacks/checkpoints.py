@@ -52,7 +52,9 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
-        if step == self._last_step:  # accumulating: no optimizer step has happened
+        # Accumulating: no optimizer step has happened. Last batch: the epoch's own checkpoint follows, and Lightning
+        # would not run the epoch's end again after one written here.
+        if step == self._last_step or trainer.is_last_batch:
             return
         self._last_step = step
         by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0

@@ -27,7 +27,7 @@ def forecast(trainer: pl.Trainer, method: Method) -> dict[str, str]:
     devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}"
     per_device = data.batch_size // trainer.world_size // accumulate
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
-    steps = len(data.train_dataloader()) // accumulate
+    steps = int(trainer.num_training_batches) // accumulate
     return {
         "folder": trainer.default_root_dir,
         "images": f"{data.num_samples:,} of {data.train_source.name}, {data.workers()} loading processes per device",

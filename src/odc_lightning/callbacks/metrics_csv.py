@@ -46,9 +46,9 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add scalars to the row of ``step``; on disk when this returns."""
-        new_row = not self.rows or self.rows[-1]["step"] != step
+        new_row = not self.rows or self.rows[-1]["step"] != (step or 0)
         if new_row:
-            self.rows.append({"step": step})
+            self.rows.append({"step": step or 0})
         self.rows[-1].update(metrics)
         new_columns = [name for name in metrics if name not in self.columns]
         self.columns += new_columns

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from odc_lightning.data.dataset import EvalDataset, IndexedDataset
+from odc_lightning.data.dataset import EvalDataset, IndexedDataset, Transform, collate
 from odc_lightning.data.loader import GlobalBatches, TrainLoader, local_batch_size
 from odc_lightning.data.sources import ImageSource, MissingSplitError
 from odc_lightning.memory import Ranks
@@ -37,8 +36,8 @@ class DataModule(pl.LightningDataModule):
     def __init__(
         self,
         source: Callable[..., ImageSource],
-        transform: Callable[..., np.ndarray],
-        eval_transform: Callable[..., np.ndarray],
+        transform: Transform,
+        eval_transform: Transform,
         *,
         batch_size: int,
         num_workers: int | str = "auto",
@@ -90,10 +89,11 @@ class DataModule(pl.LightningDataModule):
             replacement=self.replacement,
         )
         dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        return TrainLoader(
-            dataset, batches, limit=limit if isinstance(limit, int) else None, **self._loading(persistent=True)
-        )
+        limit, done = None, 0
+        if self.trainer:
+            limit, done = self.trainer.limit_train_batches, getattr(self.trainer.lightning_module, "iteration", 0)
+        limit = limit if isinstance(limit, int) else None
+        return TrainLoader(dataset, batches, limit=limit, done=done, **self._loading(persistent=True))
 
     def eval_dataloader(self, source: ImageSource, indices: Sequence[int], batch_size: int | None = None) -> DataLoader:
         """Centre crops of the given images, in this order."""
@@ -111,6 +111,7 @@ class DataModule(pl.LightningDataModule):
     def _loading(self, persistent: bool) -> dict[str, Any]:
         workers = self.workers()
         return {
+            "collate_fn": collate,
             "num_workers": workers,
             "persistent_workers": persistent and workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class ImageFolder(ImageSource):
         return os.path.join(self.folder, self.files[index])
 
     def fingerprint(self) -> str:
-        return self.files.fingerprint()[:16]
+        text = f"{self.name} {self.split} {len(self)} {self.files.fingerprint()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _folder_of(self, split: str) -> Path:
         train = self.root / "train"

@@ -70,47 +70,46 @@ class GlobalBatches:
 
 
 class TrainLoader:
-    """A DataLoader over :class:`GlobalBatches` that can be taken up in the middle of an epoch.
+    """A DataLoader over :class:`GlobalBatches` that can begin anywhere.
 
-    Lightning saves ``state_dict`` with each checkpoint. It is no DataLoader itself, so that Lightning leaves the sampler
-    alone: ranks are already taken care of.
+    Where it stands follows from the number of batches that were trained on, so nothing of it needs saving. It is no
+    DataLoader itself, so that Lightning leaves the sampler alone: ranks are already taken care of.
 
     Args:
         dataset: takes (epoch, index) keys.
         batches: of this rank.
         limit: batches of an epoch that are used (the trainer's ``limit_train_batches``).
+        done: batches that were trained on before.
         options: keyword arguments of the DataLoader.
     """
 
-    def __init__(self, dataset: Dataset, batches: GlobalBatches, *, limit: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, dataset: Dataset, batches: GlobalBatches, *, limit: int | None = None, done: int = 0, **options: Any
+    ) -> None:
         self.batches = batches
         self.length = len(batches) if limit is None else min(limit, len(batches))
         self.loader = DataLoader(dataset, batch_sampler=batches, **options)
-        self.epoch, self.position = -1, self.length
+        self.epoch, self.position = divmod(done, self.length)
 
     def __len__(self) -> int:
         return self.length
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands. Lightning asks for it, else it warns that a mid-epoch resume is not exact."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing to load: ``done`` has placed the loader already, also where Lightning would not call this."""
+
     def __iter__(self) -> Iterator[Any]:
-        self._next_epoch_if_done()
+        if self.position >= self.length:
+            self.epoch, self.position = self.epoch + 1, 0
         self.batches.epoch, self.batches.position = self.epoch, self.position
         for batch in self.loader:
             self.position += 1
             yield batch
             if self.position >= self.length:
                 return
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and number of global batches that were handed out in it."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind the batches that were handed out; a finished epoch means the next one."""
-        self.epoch, self.position = state["epoch"], state["position"]
-
-    def _next_epoch_if_done(self) -> None:
-        if self.position >= self.length:
-            self.epoch, self.position = self.epoch + 1, 0
 
 
 def local_batch_size(batch_size: int, parts: int) -> int:

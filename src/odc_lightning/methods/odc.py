@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from odc_lightning.clustering.agreement import size_entropy
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds
+from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.evaluation.features import extract
 from odc_lightning.memory import Memory, Ranks, check_rules

@@ -55,8 +55,8 @@ def torchvision_backbone(name: str, in_channels: int = 3, **options: Any) -> Bac
     """Build torchvision's classification network `name` without its last layer; `options` go to its builder.
 
     Taps are found by a dry run: conv1 … conv5 are the last stages that give a map (B, C, H, W) at strides 2 … 32,
-    rounded. Token grids are not seen: take Swin and ViT from timm to probe them. Weights start as torchvision starts
-    them. Raises ValueError for a name that torchvision does not know.
+    rounded. Token grids are not seen (of a ViT only the patch embedding is): take Swin and ViT from timm to probe
+    them. Weights start as torchvision starts them. Raises ValueError for a name that torchvision does not know.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -66,7 +66,7 @@ def torchvision_backbone(name: str, in_channels: int = 3, **options: Any) -> Bac
     _set_in_channels(net, in_channels)
     size = _torchvision_size(name, net)
     feature_dim, calls = _dry_run(name, net, in_channels, size)
-    return Backbone(net, name=name, feature_dim=feature_dim, in_channels=in_channels, taps=_find_taps(calls, size))
+    return Backbone(net, name=name, feature_dim=feature_dim, in_channels=in_channels, taps=_find_taps(net, calls, size))
 
 
 @torch.no_grad()
@@ -124,18 +124,16 @@ def _torchvision_size(name: str, net: nn.Module) -> int:
     return int(fixed or max(224, *meta["min_size"]))
 
 
-def _find_taps(calls: _Calls, size: int) -> dict[str, str]:
+def _find_taps(net: nn.Module, calls: _Calls, size: int) -> dict[str, str]:
     times = Counter(name for name, _ in calls)
     at_depth: dict[int, list[str]] = {}
-    smallest = size
     for name, output in calls:
         # Square, so that (B, H, W, C) of Swin does not pass for (B, C, H, W).
-        if output is None or output.ndim != 4 or output.shape[2] != output.shape[3]:
+        if output is None or output.ndim != 4 or not 1 < output.shape[2] == output.shape[3]:
             continue
-        # Not larger than before: AlexNet's average pool grows a small map to the 6x6 that its classifier wants.
-        if times[name] == 1 and 1 < output.shape[2] <= smallest:
-            smallest = output.shape[2]
-            at_depth.setdefault(round(log2(size / smallest)), []).append(name)
+        # An adaptive pool brings any map to the size that AlexNet's and VGG's classifiers want: it is no stage.
+        if times[name] == 1 and not isinstance(net.get_submodule(name), nn.AdaptiveAvgPool2d):
+            at_depth.setdefault(round(log2(size / output.shape[2])), []).append(name)
     return {f"conv{d}": _outermost(at_depth[d]) for d in range(1, _DEPTHS + 1) if d in at_depth}
 
 

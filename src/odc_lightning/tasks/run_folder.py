@@ -17,8 +17,8 @@ RESUME = ("auto", "must", "never")
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
 IDENTITY = ("seed", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
 MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
-TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val")
-LENGTH = ("max_epochs", "max_steps", "limit_train_batches")
+TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
+LENGTH = ("max_epochs", "max_steps")
 PACKAGES = ("odc-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "faiss-gpu", "faiss-cpu", "numpy")
 
 

@@ -92,11 +92,16 @@ def take_up(resume: str, folder: RunFolder) -> Path | None:
     checkpoint = None if resume == "never" else newest_checkpoint(folder.checkpoints)
     if resume == "must" and checkpoint is None:
         raise ValueError(f"resume=must, but {folder.checkpoints} holds no checkpoint that can be read")
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         if resume == "never" and (aside := folder.set_aside()):
             log.info(f"The run that was here is now {aside}")
         folder.write_config()
     return checkpoint
+
+
+def is_rank_zero() -> bool:
+    """Is this the process that writes? Known from the environment before Lightning starts the others."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def loggers(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None, config: dict[str, Any]) -> list:

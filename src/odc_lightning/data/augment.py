@@ -1,0 +1,166 @@
+"""Augmentation of the paper (Sec. 3.4), on uint8 arrays, drawn from one generator per (seed, epoch, image)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.random import Generator, Philox
+
+from odc_lightning.data import image_ops as ops
+from odc_lightning.data.checks import check_number, check_range, check_size
+from odc_lightning.data.image_ops import Box, Image
+
+_CROP_TRIES = 10
+_WORD = (1 << 64) - 1
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> Generator:
+    """Return the generator of one image in one epoch, a function of these three numbers only (10 us)."""
+    # Philox is counter-based: any two keys, or counters 2^64 apart, give unrelated streams without warming up.
+    return Generator(Philox(key=(epoch & _WORD) << 64 | seed & _WORD, counter=(index & _WORD) << 64))
+
+
+def draw_crop(height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: Generator) -> Box:
+    """Draw the box of a random resized crop as torchvision does: area share from `scale`, width/height from `ratio`.
+
+    The area is uniform and the ratio log-uniform; after ten boxes that do not fit, the central box whose ratio is
+    nearest to the image's. Returns (top, left, height, width), always inside the image.
+    """
+    draws = rng.random((_CROP_TRIES, 4))
+    areas = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
+    ratios = np.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws[:, 1])
+    rows, columns = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))
+    fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
+    if not fits.any():
+        return _central_crop(height, width, ratio)
+    best = int(fits.argmax())
+    box_height, box_width = int(rows[best]), int(columns[best])
+    top = int(draws[best, 2] * (height - box_height + 1))
+    left = int(draws[best, 3] * (width - box_width + 1))
+    return top, left, box_height, box_width
+
+
+def _central_crop(height: int, width: int, ratio: Sequence[float]) -> Box:
+    nearest = min(max(width / height, ratio[0]), ratio[1])
+    box_width = min(width, max(1, round(height * nearest)))
+    box_height = min(height, max(1, round(width / nearest)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+class TrainTransform:
+    """Random resized crop, flip, small rotation, colour jitter, random grey: the paper's augmentation by default.
+
+    The four parts of the jitter are always applied, in random order. Ranges [1, 1], or [0, 0] for hue, and
+    probabilities and degrees of 0 switch a part off. Images of one channel have no saturation, hue and grey.
+
+    Args:
+        size: side of the result in pixels.
+        scale: share of the image's area that the crop takes.
+        ratio: width / height of the crop.
+        flip: probability of a horizontal flip.
+        degrees: rotation between -degrees and degrees, nearest neighbour, zeros outside.
+        brightness, contrast, saturation: range of the factor; 1 changes nothing.
+        hue: range of the shift in full circles, within -0.5..0.5.
+        grey: probability of dropping the colours.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        degrees: float = 2.0,
+        brightness: Sequence[float] = (0.6, 1.4),
+        contrast: Sequence[float] = (0.6, 1.4),
+        saturation: Sequence[float] = (0.0, 2.0),
+        hue: Sequence[float] = (-0.5, 0.5),
+        grey: float = 0.2,
+    ) -> None:
+        self.size = check_size("size", size)
+        self.scale = _check_positive("scale", scale, 1.0)
+        self.ratio = _check_positive("ratio", ratio, math.inf)
+        self.flip = check_number("flip", flip, 0, 1)
+        self.degrees = check_number("degrees", degrees, 0, 180)
+        self.brightness = check_range("brightness", brightness, 0, math.inf)
+        self.contrast = check_range("contrast", contrast, 0, math.inf)
+        self.saturation = check_range("saturation", saturation, 0, math.inf)
+        self.hue = check_range("hue", hue, -0.5, 0.5)
+        self.grey = check_number("grey", grey, 0, 1)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        """Return a random view, uint8 (size, size, C), contiguous, of an image uint8 (H, W, C)."""
+        box = draw_crop(image.shape[0], image.shape[1], self.scale, self.ratio, rng)
+        flip, angle, grey = rng.random(3)
+        image = ops.crop_resize(image, box, self.size, self.size)
+        image = self._turn(image, flip < self.flip, self.degrees * (2 * angle - 1))
+        image = self._jitter(image, rng)
+        if grey < self.grey and image.shape[2] == 3:
+            image = ops.to_grey(image)
+        return np.ascontiguousarray(image)
+
+    def _turn(self, image: Image, mirrored: bool, degrees: float) -> Image:
+        if self.degrees:
+            return ops.rotate(image, degrees, mirrored)
+        return ops.flip(image) if mirrored else image
+
+    def _jitter(self, image: Image, rng: Generator) -> Image:
+        factors, order = rng.random(4), rng.permutation(4)
+        parts: list[tuple[Callable[[Image, float], Image], tuple[float, float], float]] = [
+            (ops.adjust_brightness, self.brightness, 1.0),
+            (ops.adjust_contrast, self.contrast, 1.0),
+            (ops.adjust_saturation, self.saturation, 1.0),
+            (ops.adjust_hue, self.hue, 0.0),
+        ]
+        for number in order:
+            adjust, (low, high), neutral = parts[number]
+            is_colour = number >= 2
+            if low == high == neutral or (is_colour and image.shape[2] == 1):
+                continue
+            image = adjust(image, low + (high - low) * float(factors[number]))
+        return image
+
+
+class EvalTransform:
+    """Resize the short side, cut out the middle: the same view each time.
+
+    Args:
+        resize: short side in pixels before the crop; `auto`: 8/7 of the crop, hence 256 for 224; None: as it is.
+            An image that is then smaller than the crop is enlarged to it.
+        crop: side of the result in pixels.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, resize: int | str | None, crop: int) -> None:
+        self.size = check_size("crop", crop)
+        if resize == "auto":
+            resize = round(crop * 8 / 7)
+        if resize is not None and (not isinstance(resize, int) or isinstance(resize, bool) or resize < crop):
+            raise ValueError(
+                f"resize must be auto, null or at least crop={crop} (pixels). Received: {resize!r}"
+            )
+        self.resize: int | None = resize
+
+    def __call__(self, image: Image, rng: Generator | None = None) -> Image:
+        """Return the central view, uint8 (crop, crop, C), contiguous; `rng` is not used."""
+        height, width = image.shape[:2]
+        short = min(height, width)
+        wanted = self.resize or max(short, self.size)
+        if wanted != short:
+            new_height, new_width = height * wanted // short, width * wanted // short
+            image = ops.crop_resize(image, (0, 0, height, width), new_height, new_width)
+        return ops.crop_resize(image, ops.central_box(image, self.size, self.size), self.size, self.size)
+
+
+def _check_positive(key: str, value: Sequence[float], high: float) -> tuple[float, float]:
+    pair = check_range(key, value, 0, high)
+    if pair[0] == 0:
+        raise ValueError(f"{key} must be above 0. Received: {value!r}")
+    return pair

@@ -1,0 +1,106 @@
+"""Image operations on uint8 (H, W, C) arrays, RGB order, C = 1 or 3, with the conventions of PIL and torchvision.
+
+Each agrees with torchvision's operation on PIL images to 1/255 on average (the crop, which shrinks by area averages
+instead of PIL's triangle filter, a little less closely) and takes a third of the time or less.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+_LEVELS = np.arange(256, dtype=np.float32)
+# PIL cuts blended values off after the point; the SIMD routines round. Not 0.5, so that whole numbers stay themselves.
+_CUT_OFF = -0.499
+
+
+def crop_resize(image: Image, box: Box, height: int, width: int) -> Image:
+    """Cut out `box` and resize it to (height, width, C): area averages if it shrinks, bilinear otherwise."""
+    top, left, rows, columns = box
+    part = image[top : top + rows, left : left + columns]
+    if (rows, columns) == (height, width):
+        return np.ascontiguousarray(part)
+    shrinks = rows >= height and columns >= width
+    resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return _with_channels(resized)
+
+
+def flip(image: Image) -> Image:
+    """Mirror left and right."""
+    return _with_channels(cv2.flip(image, 1))
+
+
+def rotate(image: Image, degrees: float, mirrored: bool = False) -> Image:
+    """Rotate about the centre, counter-clockwise, nearest neighbour, zeros outside; first mirror left and right."""
+    height, width = image.shape[:2]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    middle_x, middle_y = width / 2, height / 2
+    to_source = np.array(  # from output to input, both measured from the image's corner
+        [
+            [cosine, -sine, middle_x - cosine * middle_x + sine * middle_y],
+            [sine, cosine, middle_y - sine * middle_x - cosine * middle_y],
+        ]
+    )
+    if mirrored:
+        to_source[0] = -to_source[0]
+        to_source[0, 2] += width
+    to_source[:, 2] += to_source[:, :2].sum(axis=1) / 2 - 0.5  # pixel centres lie at half coordinates
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    return _with_channels(cv2.warpAffine(image, to_source, (width, height), flags=flags))
+
+
+def adjust_brightness(image: Image, factor: float) -> Image:
+    """Multiply by `factor`: 0 gives black, 1 the image."""
+    return _look_up(image, _LEVELS * np.float32(factor))
+
+
+def adjust_contrast(image: Image, factor: float) -> Image:
+    """Scale the distance to the mean luma, rounded: 0 gives flat grey, 1 the image."""
+    mean = np.float32(int(cv2.mean(_luma(image))[0] + 0.5))
+    return _look_up(image, mean + np.float32(factor) * (_LEVELS - mean))
+
+
+def adjust_saturation(image: Image, factor: float) -> Image:
+    """Blend with the grey image, C = 3: 0 gives grey, 1 the image, 2 doubles the distance from grey."""
+    return np.asarray(cv2.addWeighted(image, factor, to_grey(image), 1 - factor, _CUT_OFF), dtype=np.uint8)
+
+
+def adjust_hue(image: Image, shift: float) -> Image:
+    """Turn the hue of an RGB image by `shift` of a full circle (-0.5..0.5), in 8-bit HSV as PIL does."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    # PIL counts 255 steps to the circle and cuts the shift off to whole steps; OpenCV counts 256.
+    hsv[..., 0] += np.uint8(round(int(shift * 255) * 256 / 255) % 256)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), dtype=np.uint8)
+
+
+def to_grey(image: Image) -> Image:
+    """Luma (ITU-R 601) in three equal channels, from an RGB image."""
+    return np.asarray(cv2.cvtColor(_luma(image), cv2.COLOR_GRAY2RGB), dtype=np.uint8)
+
+
+def central_box(image: Image, height: int, width: int) -> Box:
+    """The box of this size in the middle of the image, placed as torchvision's CenterCrop."""
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return top, left, height, width
+
+
+def _luma(image: Image) -> Image:
+    return (
+        image if image.shape[2] == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    )
+
+
+def _look_up(image: Image, values: NDArray[np.float32]) -> Image:
+    table = np.clip(values, 0, 255).astype(np.uint8)
+    return _with_channels(cv2.LUT(image, table))
+
+
+def _with_channels(image: NDArray[np.generic]) -> Image:
+    """OpenCV drops the last axis of grey images; put it back."""
+    return np.asarray(image if image.ndim == 3 else image[:, :, None], dtype=np.uint8)
