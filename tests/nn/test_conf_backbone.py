@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,17 @@ from omegaconf import OmegaConf
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
 SIZES = {"small_resnet": 28, "alexnet": 64}
+EACH = pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def load(path: Path, channels: int = 3) -> Any:
+    """The file as it stands in the whole tree, where the data says how many channels there are."""
+    return OmegaConf.create({"data": {"channels": channels}, "backbone": OmegaConf.load(path)}).backbone
+
+
+@EACH
 def test_backbone_trains(path):
-    config = OmegaConf.load(path)
-    config.in_channels = 2
-    backbone = instantiate(config)
+    backbone = instantiate(load(path, channels=2))
     size = SIZES.get(path.stem, 32)
     features = backbone(torch.rand(2, 2, size, size))
     features.sum().backward()
@@ -25,9 +30,9 @@ def test_backbone_trains(path):
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+@EACH
 def test_yaml_defaults_are_the_code_s(path):
-    config = OmegaConf.to_container(OmegaConf.load(path))
+    config = OmegaConf.to_container(load(path), resolve=True)
     parameters = inspect.signature(get_method(config.pop("_target_"))).parameters
     for key, value in config.items():
         default = parameters[key].default
@@ -36,6 +41,6 @@ def test_yaml_defaults_are_the_code_s(path):
 
 
 def test_the_name_can_be_set():
-    config = OmegaConf.load(CONF / "timm.yaml")
+    config = load(CONF / "timm.yaml")
     config.name = "convnext_atto"
     assert instantiate(config).description == "convnext_atto: 3.4M parameters, 320-d"

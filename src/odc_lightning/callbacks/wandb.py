@@ -40,7 +40,7 @@ def wandb_logger(folder: Path, *, project: str, mode: str, name: str, group: str
         group=group,
         id=run_id(folder),
         save_dir=folder,
-        offline=mode == "offline",
+        mode=mode,
         resume="allow" if mode == "online" else None,
     )
     logger.log_hyperparams(config)
@@ -55,7 +55,7 @@ def resolved_mode(mode: str) -> str:
         return "disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"
     import wandb
 
-    return "online" if wandb.api.api_key else "offline"
+    return "online" if wandb.login(prompt=False) else "offline"
 
 
 @rank_zero_only
@@ -73,4 +73,4 @@ def finish_wandb() -> None:
     import sys
 
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        sys.modules["wandb"].finish(quiet=True)
+        sys.modules["wandb"].finish()
