@@ -94,8 +94,9 @@ class Measure(Callback):
         assert val is not None
         train_features, train_targets = self._encoded(method, encode, train)
         val_features, val_targets = self._encoded(method, encode, val)
+        k = min(self.k, int((train_targets >= 0).sum()))
         return knn_accuracy(
-            train_features, train_targets, val_features, val_targets, k=self.k, temperature=self.temperature
+            train_features, train_targets, val_features, val_targets, k=k, temperature=self.temperature
         )
 
     def _encoded(self, method: Method, encode: Any, source: ImageSource) -> tuple[Tensor, Tensor]:

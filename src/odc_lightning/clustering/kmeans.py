@@ -219,7 +219,7 @@ def forecast_seconds(
     It runs all iterations and one assignment more. faiss on a CPU takes about two thirds of it.
     """
     device = torch.device(device)
-    block = _GPU_BLOCK if device.type == "cuda" else min(max(2**26 // (num_clusters * dim), 64), _CPU_BLOCK)
+    block = _GPU_BLOCK if device.type == "cuda" else min(max(2**26 // (num_clusters * dim), 256), _CPU_BLOCK)
     rows = torch.rand(block, dim, device=device).sub_(0.5)
     centroids_CD = torch.rand(num_clusters, dim, device=device).sub_(0.5)
     sums_CD = torch.zeros(num_clusters, dim, dtype=torch.float64, device=device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 METRICS = ("l2", "inner_product")
-_BLOCK = 8192  # rows scored at once: bounds the (B, C) scores of a whole data set, never cuts a training batch
+_BLOCK = 8192  # rows scored at once: bounds the (B, C) scores of a whole data set
 
 
 @contextmanager
@@ -55,10 +55,7 @@ def nearest_centroid(
 
 def _bias(centroids_CD: Tensor, metric: str, allowed_C: Tensor | None) -> Tensor:
     """|x - c|^2 is smallest where x.c - |c|^2/2 is largest: the L2 rule costs one bias."""
-    if metric == "l2":
-        bias_C = centroids_CD.square().sum(1).mul_(-0.5)
-    else:
-        bias_C = centroids_CD.new_zeros(len(centroids_CD))
+    bias_C = centroids_CD.square().sum(1).mul_(-0.5 if metric == "l2" else 0.0)
     return bias_C if allowed_C is None else bias_C.masked_fill(~allowed_C, -torch.inf)
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from odc_lightning.clustering.agreement import size_entropy
-from odc_lightning.clustering.kmeans import KMeans, forecast_seconds
+from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.evaluation.features import extract
@@ -190,6 +190,7 @@ class ODC(Method):
 
     def require_possible(self, datamodule: DataModule) -> None:
         check_rules(num_samples=datamodule.num_samples, **self.memory_rules)
+        resolve_backend(self.kmeans.backend, Ranks.current().world_size)  # a broken faiss shows now, not after an hour
 
     def forecast(self) -> dict[str, str]:
         memory, clusters = self.memory, self.num_clusters
