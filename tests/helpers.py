@@ -85,7 +85,9 @@ def differences(one, other, path=""):
         return [] if torch.equal(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
         missing = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
-        return missing + [d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")]
+        return missing + [
+            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")
+        ]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{path}/{i}")]
     return [] if one == other else [path]

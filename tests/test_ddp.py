@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from helpers import datamodule, differences, last_checkpoint, odc, trainer
 
+from helpers import datamodule, differences, last_checkpoint, odc, trainer
 from odc_lightning.memory import Memory, Ranks
 
 N, C, D, B, STEPS = 180, 12, 6, 12, 60
@@ -42,7 +42,11 @@ def feed(rank, world, folder, seed, rules):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("rules", [{}, {"metric": "inner_product", "renormalize": True, "guarantee_size": False}], ids=["paper", "openselfsup"])
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"metric": "inner_product", "renormalize": True, "guarantee_size": False}],
+    ids=["paper", "openselfsup"],
+)
 def test_one_two_and_three_processes_give_equal_bits(tmp_path, rules):
     seed = int(np.random.default_rng().integers(2**31))
     feed(0, 1, tmp_path, seed, rules)
@@ -70,7 +74,13 @@ def test_a_saved_memory_loads_on_another_number_of_processes_bit_for_bit(tmp_pat
     feed(0, 1, tmp_path, 1, {})
     mp.spawn(load_on, args=(2, tmp_path), nprocs=2)
     one = torch.load(tmp_path / "1.pt", weights_only=True)
-    assert differences({k: one[k] for k in one if k not in ("ratios", "handled")}, torch.load(tmp_path / "loaded.pt", weights_only=True)) == []
+    assert (
+        differences(
+            {k: one[k] for k in one if k not in ("ratios", "handled")},
+            torch.load(tmp_path / "loaded.pt", weights_only=True),
+        )
+        == []
+    )
 
 
 def fit(folder, devices, max_epochs, **keys):

@@ -1,4 +1,4 @@
-"""The command line: finds conf/, lets Hydra compose it, hands the config to its task, and speaks plainly of mistakes."""
+"""The command line: finds conf/, lets Hydra compose it, hands the config to its task, speaks plainly of mistakes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+_DEBUGGING = os.environ.get("HYDRA_FULL_ERROR") == "1"
 log = logging.getLogger("odc_lightning")
 # What a person can mend: told in one message; the traceback goes to the run's log file.
 MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
@@ -34,14 +37,15 @@ def run_task(cfg: DictConfig) -> Any:
     task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
     try:
         return task(cfg)
-    except MENDABLE:
-        log.debug("traceback of the error above", exc_info=True)
-        raise
+    except MENDABLE as error:
+        log.debug("traceback of the error", exc_info=True)
+        if HydraConfig.get().mode == RunMode.MULTIRUN or _DEBUGGING:
+            raise  # Hydra goes on with the other jobs
+        sys.exit(plain_message(error))
 
 
 def main() -> None:
     """Entry point of ``python -m odc_lightning`` and of ``odc``."""
-    debugging = os.environ.setdefault("HYDRA_FULL_ERROR", "0") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come here instead of Hydra printing them
     app = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_task)
     try:
@@ -49,7 +53,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("Stopped. The same command continues from the last checkpoint.")
     except Exception as error:
-        if debugging or not (message := plain_message(error)):
+        if _DEBUGGING or not (message := plain_message(error)):
             raise
         sys.exit(message)
 

@@ -28,7 +28,9 @@ def test_no_file_no_rows(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    steps=st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abcd"), st.floats(-1e6, 1e6)), min_size=1, max_size=25),
+    steps=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from("abcd"), st.floats(-1e6, 1e6)), min_size=1, max_size=25
+    ),
     cut=st.integers(0, 25),
 )
 def test_rewound_and_logged_again_the_file_is_that_of_a_straight_run(tmp_path_factory, steps, cut):

@@ -238,7 +238,9 @@ def test_last_occurrences(values):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 20), st.integers(0, 2**31), st.booleans())
 def test_split_gives_both_sides_their_share(members, smallest, seed, equal_rows):
-    rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(1 if equal_rows else members, 3))).expand(members, 3)
+    rows = torch.from_numpy(np.random.default_rng(seed).normal(size=(1 if equal_rows else members, 3))).expand(
+        members, 3
+    )
     if members < 2 * smallest:
         with pytest.raises(ValueError, match="cannot split"):
             two_way_split(rows, smallest)

@@ -1,8 +1,8 @@
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers import datamodule, odc, trainer
 
+from helpers import datamodule, odc, trainer
 from odc_lightning.memory import Memory
 
 
@@ -47,7 +47,9 @@ def test_memory_follows_a_replay_of_the_recorded_features(tmp_path):
     class Replay(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if not initial:
-                initial.update({k: v.clone() if torch.is_tensor(v) else v for k, v in module.memory.state_dict().items()})
+                initial.update(
+                    {k: v.clone() if torch.is_tensor(v) else v for k, v in module.memory.state_dict().items()}
+                )
 
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             calls.append((module._forward_of.index_B.clone(), module._forward_of.feature_BD.clone()))

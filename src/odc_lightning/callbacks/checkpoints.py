@@ -10,7 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from odc_lightning.console import say, warn
 
 LAST, PREVIOUS, WRITING = "last.ckpt", "previous.ckpt", "writing.ckpt"
 
@@ -107,8 +108,8 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
         try:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
-            rank_zero_warn(f"{path} cannot be read ({type(error).__name__}); falling back to the checkpoint before it")
+            warn(f"{path} cannot be read ({type(error).__name__}); falling back to the checkpoint before it")
             continue
-        rank_zero_info(f"Continuing from {path}")
+        say(f"Continuing from {path}")
         return path
     return None

@@ -7,8 +7,8 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
 
+from odc_lightning.console import size
 from odc_lightning.methods.base import Method
-from odc_lightning.units import size
 
 
 class Forecast(Callback):

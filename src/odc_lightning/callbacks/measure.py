@@ -8,10 +8,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from odc_lightning.clustering.agreement import agreement
+from odc_lightning.console import say
 from odc_lightning.data.sources import ImageSource
 from odc_lightning.evaluation.features import extract
 from odc_lightning.evaluation.knn import knn_accuracy
@@ -34,7 +34,13 @@ class Measure(Callback):
     """
 
     def __init__(
-        self, *, every_n_epochs: int = 5, knn: bool = True, k: int = 20, temperature: float = 0.07, max_images: int = 50_000
+        self,
+        *,
+        every_n_epochs: int = 5,
+        knn: bool = True,
+        k: int = 20,
+        temperature: float = 0.07,
+        max_images: int = 50_000,
     ) -> None:
         super().__init__()
         if every_n_epochs < 1:
@@ -49,7 +55,7 @@ class Measure(Callback):
         if self.at_start or trainer.global_step > 0:
             return
         if (why_not := self._knn_impossible(pl_module)) and self.knn:
-            rank_zero_info(f"kNN is not measured: {why_not}")
+            say(f"kNN is not measured: {why_not}")
         elif self.knn:
             self.at_start = {
                 "knn/top1_untrained": self._knn(pl_module, pl_module.represent),
@@ -95,9 +101,7 @@ class Measure(Callback):
         train_features, train_targets = self._encoded(method, encode, train)
         val_features, val_targets = self._encoded(method, encode, val)
         k = min(self.k, int((train_targets >= 0).sum()))
-        return knn_accuracy(
-            train_features, train_targets, val_features, val_targets, k=k, temperature=self.temperature
-        )
+        return knn_accuracy(train_features, train_targets, val_features, val_targets, k=k, temperature=self.temperature)
 
     def _encoded(self, method: Method, encode: Any, source: ImageSource) -> tuple[Tensor, Tensor]:
         """Features and true labels, every rank its share and all ranks the whole."""

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from odc_lightning.units import clock
+from odc_lightning.console import clock
 
 SHOWN = {
     "train/loss": "loss",
@@ -54,4 +54,3 @@ def shown(pl_module: pl.LightningModule) -> dict[str, float]:
     """Newest values by their short names."""
     latest = getattr(pl_module, "latest", {})
     return {short: latest[name] for name, short in SHOWN.items() if name in latest}
-

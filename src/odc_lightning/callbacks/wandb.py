@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from odc_lightning.console import say
 
 MODES = ("auto", "online", "offline", "disabled")
 
 
-def wandb_logger(folder: Path, *, project: str, mode: str, name: str, group: str, config: dict[str, Any]) -> Logger | None:
+def wandb_logger(
+    folder: Path, *, project: str, mode: str, name: str, group: str, config: dict[str, Any]
+) -> Logger | None:
     """A WandbLogger that continues this folder's W&B run; None when disabled.
 
     Args:
@@ -33,7 +37,7 @@ def wandb_logger(folder: Path, *, project: str, mode: str, name: str, group: str
     from pytorch_lightning.loggers import WandbLogger
 
     if mode == "offline":
-        rank_zero_info(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
+        say(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
     logger = WandbLogger(
         project=project,
         name=name,

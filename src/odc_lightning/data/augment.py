@@ -143,9 +143,7 @@ class EvalTransform:
         if resize == "auto":
             resize = round(crop * 8 / 7)
         if resize is not None and (not isinstance(resize, int) or isinstance(resize, bool) or resize < crop):
-            raise ValueError(
-                f"resize must be auto, null or at least crop={crop} (pixels). Received: {resize!r}"
-            )
+            raise ValueError(f"resize must be auto, null or at least crop={crop} (pixels). Received: {resize!r}")
         self.resize: int | None = resize
 
     def __call__(self, image: Image, rng: Generator | None = None) -> Image:

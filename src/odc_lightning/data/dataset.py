@@ -61,9 +61,7 @@ class IndexedDataset(Dataset[Sample]):
         BadImageError: an image cannot be read (from `[]`).
     """
 
-    def __init__(
-        self, source: ImageSource, transform: Transform, seed: int, on_bad_image: str = "error"
-    ) -> None:
+    def __init__(self, source: ImageSource, transform: Transform, seed: int, on_bad_image: str = "error") -> None:
         check_choice("on_bad_image", on_bad_image, ("error", "skip"))
         self.source, self.transform, self.seed, self.on_bad_image = source, transform, seed, on_bad_image
         self._single_threaded = False
@@ -89,9 +87,7 @@ class IndexedDataset(Dataset[Sample]):
 
     def _one_thread_per_worker(self) -> None:
         if not self._single_threaded and get_worker_info() is not None:
-            cv2.setNumThreads(
-                0
-            )  # workers are the parallelism; OpenCV's own pool would fight over the same cores
+            cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's own pool would fight over the same cores
             self._single_threaded = True
 
 

@@ -13,18 +13,10 @@ _JPEG_START = b"\xff\xd8\xff"
 
 
 class BadImageError(RuntimeError):
-    """An image file could not be read or decoded."""
+    """An image file could not be read or decoded; the message names it.
 
-    def __init__(self, path: str, cause: object) -> None:
-        super().__init__(path, str(cause))
-        self.path = path
-
-    def __str__(self) -> str:
-        path, cause = self.args
-        return (
-            f"cannot read the image {path} ({cause}). "
-            "Repair or remove the file, or leave such images out with data.on_bad_image=skip"
-        )
+    Takes the message alone, as PyTorch wants of errors that cross from a loading process.
+    """
 
 
 def read_image(path: str) -> NDArray[np.uint8]:
@@ -35,15 +27,18 @@ def read_image(path: str) -> NDArray[np.uint8]:
     except MemoryError:
         raise
     except Exception as error:  # each decoder has its own kinds of error
-        raise BadImageError(path, error) from error
+        raise BadImageError(
+            f"cannot read the image {path} ({error}). "
+            "Repair or remove the file, or leave such images out with data.on_bad_image=skip"
+        ) from error
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode the bytes of an image file to uint8 (H, W, 3) RGB.
 
     Grey becomes three equal channels, alpha is dropped, 16-bit is scaled to 8, the first frame of an animation is
-    taken. EXIF orientation is ignored for every format, as it is in the usual ImageNet pipelines. Truncated data
-    is an error (ValueError or OSError, from the decoder).
+    taken. EXIF orientation is ignored, as it is in the usual ImageNet pipelines (TIFF has a tag of its own, which
+    is followed). Truncated data is an error (ValueError or OSError, from the decoder).
     """
     if not data:
         raise ValueError("the file is empty")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ DEFAULT_CACHE = Path("~/.cache/odc_lightning/filelists")
 _VERSION = 1
 _RACY_NS = 2_000_000_000
 _SEPARATOR = b"\0"
+_ARRAYS = ("modified", "folder_of_file", "names", "ends")
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -63,9 +64,7 @@ class FileList:
         return digest.hexdigest()
 
 
-def list_files(
-    root: Path, extensions: Sequence[str], cache_dir: Path | None = None, rescan: bool = False
-) -> FileList:
+def list_files(root: Path, extensions: Sequence[str], cache_dir: Path | None = None, rescan: bool = False) -> FileList:
     """List the files below `root` that end in one of `extensions` (lower case, with the dot).
 
     The list comes from the cache when no folder's modification time has changed since; an unreadable or unwritable
@@ -145,7 +144,7 @@ def _read_cache(file: Path, root: Path) -> FileList | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             folders = [os.fsdecode(part) for part in stored["folders"].tobytes().split(_SEPARATOR)]
-            arrays = {key: stored[key] for key in ("modified", "folder_of_file", "names", "ends")}
+            arrays = {key: stored[key] for key in _ARRAYS}
             started = int(stored["started"])
     except _UNREADABLE:
         return None
@@ -166,22 +165,17 @@ def _is_current(files: FileList, root: Path, started: int) -> bool:
 
 
 def _write_cache(file: Path, files: FileList, started: int) -> None:
+    arrays = {key: getattr(files, key) for key in _ARRAYS}
     folders = np.frombuffer(_join(files.folders), dtype=np.uint8)
+    part = file.with_suffix(f".{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as part:
-            np.savez(
-                part,
-                folders=folders,
-                started=np.int64(started),
-                modified=files.modified,
-                folder_of_file=files.folder_of_file,
-                names=files.names,
-                ends=files.ends,
-            )
-        os.replace(part.name, file)  # at once: other ranks read the same file
+        np.savez(part, folders=folders, started=np.int64(started), **arrays)
+        os.replace(part, file)  # at once: other ranks read the same file
     except OSError as error:
         logger.info("the list of %d files is not kept for the next start: %s", len(files), error)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _join(texts: list[str]) -> bytes:

@@ -8,11 +8,9 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from odc_lightning.data.decode import read_image
 from odc_lightning.data.filelist import FileList, list_files
@@ -64,14 +62,6 @@ class ImageFolder(ImageSource):
         if not len(self.files):
             raise ValueError(_no_images(self.folder, self.extensions))
         self.targets, self.classes = self._labels()
-
-    @classmethod
-    def open(cls, split: str, **options: Any) -> Self | None:
-        """Return the split, or None if the data have no `val`. Takes the constructor's arguments."""
-        try:
-            return cls(split=split, **options)
-        except MissingSplitError:
-            return None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -127,9 +117,7 @@ class ImageNet(ImageFolder):
         if "" in folders:
             raise FileNotFoundError(_wrong_layout(self.root, self.split, self.folder))
         if self.split == "val":
-            _check_same_classes(
-                _image_folders(self._list(self._folder_of("train"), self.extensions)), folders
-            )
+            _check_same_classes(_image_folders(self._list(self._folder_of("train"), self.extensions)), folders)
         classes = sorted(folders)
         return class_indices(self.files, classes), classes
 
@@ -158,9 +146,7 @@ def _first(folder: str) -> str:
 
 def _existing_folder(root: str | os.PathLike[str] | None) -> Path:
     if root is None:
-        raise ValueError(
-            "data.root must name a folder of images, such as data.root=/data/photos. Received: None"
-        )
+        raise ValueError("data.root must name a folder of images, such as data.root=/data/photos. Received: None")
     folder = Path(root).expanduser().absolute()
     if not folder.exists():
         raise FileNotFoundError(f"data.root must be an existing folder. Received: {folder} (no such folder)")
@@ -172,9 +158,7 @@ def _existing_folder(root: str | os.PathLike[str] | None) -> Path:
 def _checked_extensions(extensions: Sequence[str]) -> tuple[str, ...]:
     listed = () if isinstance(extensions, str) else tuple(str(ending).lower() for ending in extensions)
     if not listed or any(len(ending) < 2 or ending[0] != "." for ending in listed):
-        raise ValueError(
-            f"extensions must be a list of endings such as ['.jpg', '.png']. Received: {extensions!r}"
-        )
+        raise ValueError(f"extensions must be a list of endings such as ['.jpg', '.png']. Received: {extensions!r}")
     return listed
 
 
@@ -208,9 +192,7 @@ def _check_same_classes(train: set[str], val: set[str]) -> None:
 def _no_images(folder: Path, extensions: tuple[str, ...]) -> str:
     with os.scandir(folder) as entries:
         state = "it holds other files" if any(True for _ in entries) else "the folder is empty"
-    return (
-        f"data.root holds no images: looked in {folder} for files ending in {', '.join(extensions)}; {state}"
-    )
+    return f"data.root holds no images: looked in {folder} for files ending in {', '.join(extensions)}; {state}"
 
 
 def _no_split(root: Path, reason: str) -> str:

@@ -1,7 +1,7 @@
 """Image operations on uint8 (H, W, C) arrays, RGB order, C = 1 or 3, with the conventions of PIL and torchvision.
 
-Each agrees with torchvision's operation on PIL images to 1/255 on average (the crop, which shrinks by area averages
-instead of PIL's triangle filter, a little less closely) and takes a third of the time or less.
+On photographs each agrees with torchvision's operation on PIL images to 1/255 on average; the crop, whose
+antialiasing is a Gaussian instead of PIL's triangle, to 2/255. Together they take a quarter of the time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
@@ -18,17 +19,45 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 _LEVELS = np.arange(256, dtype=np.float32)
 # PIL cuts blended values off after the point; the SIMD routines round. Not 0.5, so that whole numbers stay themselves.
 _CUT_OFF = -0.499
+_BLUR_UP_TO = 4.0  # times; wider blurs cost more than PIL itself
+_LEAST_VARIANCE, _THREE_TAPS_UP_TO = 0.004, 0.45
 
 
 def crop_resize(image: Image, box: Box, height: int, width: int) -> Image:
-    """Cut out `box` and resize it to (height, width, C): area averages if it shrinks, bilinear otherwise."""
+    """Cut out `box` and resize it to (height, width, C), bilinear, antialiased along each side that shrinks."""
     top, left, rows, columns = box
     part = image[top : top + rows, left : left + columns]
     if (rows, columns) == (height, width):
         return np.ascontiguousarray(part)
-    shrinks = rows >= height and columns >= width
-    resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return _with_channels(resized)
+    if max(rows / height, columns / width) > _BLUR_UP_TO:
+        picture = PIL.Image.fromarray(part.squeeze(2) if part.shape[2] == 1 else part)
+        return _with_channels(np.array(picture.resize((width, height), PIL.Image.Resampling.BILINEAR)))
+    smooth = _smooth(part, rows / height, columns / width)
+    return _with_channels(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR))
+
+
+def _smooth(image: Image, shrink_y: float, shrink_x: float) -> cv2.typing.MatLike:
+    """Blur so that bilinear sampling afterwards has the spread of PIL's antialiasing filter.
+
+    That filter is a triangle of variance s^2/6 at shrinkage s; sampling has 1/6 of it. This is two to three times as
+    fast as OpenCV's area averages, and nearer to PIL.
+    """
+    taps_y, sigma_y = _gaussian((shrink_y**2 - 1) / 6)
+    taps_x, sigma_x = _gaussian((shrink_x**2 - 1) / 6)
+    if taps_x == taps_y == 1:
+        return image
+    size = (taps_x, taps_y)
+    return cv2.GaussianBlur(image, size, sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE)
+
+
+def _gaussian(variance: float) -> tuple[int, float]:
+    """Number of taps and sigma of a sampled Gaussian with this variance in pixels squared."""
+    if variance < _LEAST_VARIANCE:
+        return 1, 1.0
+    if variance < _THREE_TAPS_UP_TO:  # so narrow that sigma^2 is not the variance of the three samples
+        return 3, math.sqrt(-0.5 / math.log(variance / 2 / (1 - variance)))
+    sigma = math.sqrt(variance)
+    return 2 * math.ceil(2.2 * sigma) + 1, sigma
 
 
 def flip(image: Image) -> Image:
@@ -91,9 +120,7 @@ def central_box(image: Image, height: int, width: int) -> Box:
 
 
 def _luma(image: Image) -> Image:
-    return (
-        image if image.shape[2] == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    )
+    return image if image.shape[2] == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
 def _look_up(image: Image, values: NDArray[np.float32]) -> Image:

@@ -101,9 +101,7 @@ class ArraySource(ImageSource):
         self.blocks = images if isinstance(images, list) else [images]
         for block in self.blocks:
             if block.ndim != 4 or block.dtype != np.uint8 or block.shape[3] not in (1, 3):
-                raise ValueError(
-                    f"images must be uint8 (N, H, W, 1 or 3). Received: {block.dtype} {block.shape}"
-                )
+                raise ValueError(f"images must be uint8 (N, H, W, 1 or 3). Received: {block.dtype} {block.shape}")
         self.name, self.split, self.classes = name, split, classes
         self.channels = int(self.blocks[0].shape[3])
         self._ends = np.cumsum([len(block) for block in self.blocks])
@@ -143,9 +141,7 @@ class Mnist5k(ArraySource):
         images, digits = _mnist5k_arrays()
         chosen = _stratified_split(digits, split)
         names = [str(digit) for digit in range(10)]
-        super().__init__(
-            images=images[chosen], name="mnist5k", split=split, targets=digits[chosen], classes=names
-        )
+        super().__init__(images=images[chosen], name="mnist5k", split=split, targets=digits[chosen], classes=names)
 
 
 @functools.lru_cache(maxsize=1)

@@ -304,9 +304,7 @@ def check_sizes(num_samples: int, num_clusters: int, min_cluster_size: int, smal
     if num_clusters < 2:
         raise ValueError(f"num_clusters must be at least 2. Received: {num_clusters}")
     if num_clusters > num_samples:
-        raise ValueError(
-            f"num_clusters must not exceed the number of samples, {num_samples}. Received: {num_clusters}"
-        )
+        raise ValueError(f"num_clusters must not exceed the number of samples, {num_samples}. Received: {num_clusters}")
     if min_cluster_size < 1:
         raise ValueError(f"min_cluster_size must be at least 1. Received: {min_cluster_size}")
     smallest = min_cluster_size + (small_means == "at_most")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from odc_lightning.clustering.agreement import size_entropy
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
+from odc_lightning.console import clock, say, size
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.evaluation.features import extract
@@ -21,7 +21,6 @@ from odc_lightning.nn.backbone import Backbone
 from odc_lightning.nn.head import NonLinearNeck, linear_classifier
 from odc_lightning.nn.sobel import Sobel
 from odc_lightning.objective import loss_weights, weighted_cross_entropy
-from odc_lightning.units import clock, size
 
 
 class ForwardOf(NamedTuple):
@@ -226,7 +225,7 @@ class ODC(Method):
             features = extract(self, self, loader, "features for the start-up clustering")
             result = self.kmeans.fit(features, self.memory.num_samples, self.num_clusters, ranks)
             small = self.memory.fill(features, result.labels_N)
-            rank_zero_info(
+            say(
                 f"k-means on {self.memory.num_samples:,} features, {self.num_clusters:,} clusters: "
                 f"{clock(result.seconds)} ({result.backend}); {len(small)} small clusters refilled"
             )

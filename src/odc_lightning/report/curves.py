@@ -28,7 +28,13 @@ def draw_run(folder: str | Path) -> Path | None:
     _knn(axes[2], columns)
     sizes = [f"memory/cluster_size_{which}" for which in ("min", "median", "max")]
     _lines(axes[3], columns, sizes, "cluster size", log=True)
-    _lines(axes[4], columns, [f"agreement/{n}" for n in ("nmi", "ari", "purity", "nmi_previous")], "agreement", limits=(0, 1))
+    _lines(
+        axes[4],
+        columns,
+        [f"agreement/{n}" for n in ("nmi", "ari", "purity", "nmi_previous")],
+        "agreement",
+        limits=(0, 1),
+    )
     _histogram(axes[5], cluster_sizes(folder / ASSIGNMENTS))
     figure.suptitle(folder.name)
     figure.savefig(folder / PICTURE, dpi=110)

@@ -19,7 +19,16 @@ IDENTITY = ("seed", "method", "backbone", "data", "augment", "clustering", "opti
 MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")
-PACKAGES = ("odc-lightning", "torch", "torchvision", "pytorch-lightning", "hydra-core", "faiss-gpu", "faiss-cpu", "numpy")
+PACKAGES = (
+    "odc-lightning",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numpy",
+)
 
 
 class RunFolder:
@@ -53,7 +62,7 @@ class RunFolder:
         changed = [
             f"  {key}: {there.get(key, '(not set)')} there, {here.get(key, '(not set)')} now"
             for key in sorted({*there, *here})
-            if there.get(key, None) != here.get(key, None)
+            if there.get(key) != here.get(key)
         ]
         if changed:
             listed = "\n".join(changed[:12]) + (f"\n  and {len(changed) - 12} more" if len(changed) > 12 else "")

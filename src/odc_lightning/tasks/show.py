@@ -8,19 +8,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from odc_lightning.units import clock
+from odc_lightning.console import clock
 
-FORMATS = {"knn/": "{:.1f} %", "agreement/": "{:.3f}", "memory/cluster": "{:.0f}", "memory/splits": "{:.0f}", "time/": "{:.4g}"}
+FORMATS = {
+    "knn/": "{:.1f} %",
+    "agreement/": "{:.3f}",
+    "memory/cluster": "{:.0f}",
+    "memory/splits": "{:.0f}",
+    "time/": "{:.4g}",
+}
 
 
 def show_results(results: dict[str, Any], folder: Path) -> None:
     """Metrics, then where to look."""
-    table = Table(title=f"{folder.name}: {results['task']} finished after {clock(results['seconds'])}", title_justify="left")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in sorted(results["metrics"].items()):
         table.add_row(name, formatted(name, value))
     console = Console()
+    console.print(f"{folder.name}: {results['task']} finished, {clock(results['seconds'])} of work", soft_wrap=True)
     console.print(table)
     for file, what in (
         ("results.json", "these figures"),
@@ -32,7 +39,9 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
         if (folder / file).exists():
             console.print(f"  {folder / file}  [dim]{what}[/dim]", soft_wrap=True)
     if list((folder / "wandb").glob("offline-run-*")):
-        console.print(f"  wandb leet {folder / 'wandb' / 'latest-run'}  [dim]the dashboard in this terminal[/dim]", soft_wrap=True)
+        console.print(
+            f"  wandb leet {folder / 'wandb' / 'latest-run'}  [dim]the dashboard in this terminal[/dim]", soft_wrap=True
+        )
 
 
 def formatted(name: str, value: float) -> str:

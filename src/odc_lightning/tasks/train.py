@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from odc_lightning.callbacks.forecast import Forecast
 from odc_lightning.callbacks.metrics_csv import MetricsCSV, last_values
 from odc_lightning.callbacks.progress import progress_callback
 from odc_lightning.callbacks.wandb import finish_wandb, wandb_logger
+from odc_lightning.console import say
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
 from odc_lightning.tasks.run_folder import RESUME, RunFolder
 from odc_lightning.tasks.show import show_results
-
-log = logging.getLogger("odc_lightning")
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -40,7 +38,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     folder = RunFolder(HydraConfig.get().runtime.output_dir, config)
     if cfg.resume != "never":
         if (results := folder.finished()) is not None:
-            log.info(f"{folder.path} is finished; nothing to do. Start over with resume=never.")
+            say(f"{folder.path} is finished; nothing to do. Start over with resume=never.")
             show_results(results, folder.path)
             return results["metrics"]
         folder.require_same_run()
@@ -59,7 +57,12 @@ def require_one_device_per_job(cfg: DictConfig) -> None:
     """``ddp`` starts its other processes with the command line, which in a sweep is the whole sweep again."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_") or cfg.trainer.strategy)
-    if sweeping and str(cfg.trainer.devices) not in ("1", "auto") and "spawn" not in strategy and "DDP" in strategy.upper():
+    if (
+        sweeping
+        and str(cfg.trainer.devices) not in ("1", "auto")
+        and "spawn" not in strategy
+        and "DDP" in strategy.upper()
+    ):
         raise ValueError(
             f"a sweep (-m) cannot run ddp on several devices: trainer.devices={cfg.trainer.devices}. Use "
             f"trainer.devices=1 and as many jobs at a time as there are devices, or trainer.strategy=ddp_spawn"
@@ -71,6 +74,8 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule: DataModule = instantiate(cfg.data)
     method: Method = instantiate(cfg.method)
+    if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
+        raise ValueError(f"trainer.max_epochs must be a whole number from 1. Received: {cfg.trainer.max_epochs!r}")
     callbacks = [instantiate(one) for one in cfg.callbacks.values() if one is not None]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
@@ -94,7 +99,7 @@ def take_up(resume: str, folder: RunFolder) -> Path | None:
         raise ValueError(f"resume=must, but {folder.checkpoints} holds no checkpoint that can be read")
     if is_rank_zero():
         if resume == "never" and (aside := folder.set_aside()):
-            log.info(f"The run that was here is now {aside}")
+            say(f"The run that was here is now {aside}")
         folder.write_config()
     return checkpoint
 

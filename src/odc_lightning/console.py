@@ -1,6 +1,24 @@
-"""Seconds and bytes as people read them."""
+"""What people read: messages, seconds and bytes."""
 
 from __future__ import annotations
+
+import logging
+
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger("odc_lightning")
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """One line to the terminal and to run.log, from rank 0."""
+    log.info(message)
+
+
+@rank_zero_only
+def warn(message: str) -> None:
+    """As :func:`say`, for what should not be overlooked."""
+    log.warning(message)
 
 
 def clock(seconds: float) -> str:
