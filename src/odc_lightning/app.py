@@ -63,7 +63,9 @@ def plain_message(error: BaseException) -> str:
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, MENDABLE) and not isinstance(cause, HydraException | OmegaConfBaseException):
-            return f"Error: {cause}"
+            text = str(cause).strip()
+            # A loading process sends its whole traceback; the last line is the message.
+            return f"Error: {text.splitlines()[-1] if 'Original Traceback' in text else text}"
     text = "\n".join(str(cause) for cause in causes)
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"Error: {missing[1]} must be given: {missing[1]}=..."

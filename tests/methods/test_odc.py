@@ -72,7 +72,7 @@ def test_a_checkpoint_after_n_steps_holds_n_updates_and_loads_with_weights_only(
 
     class Look(pl.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step and not trainer.global_step % 4 == 0:
+            if trainer.global_step and trainer.global_step % 4 != 0:
                 path = tmp_path / "checkpoints" / "last.ckpt"
                 held[trainer.global_step] = torch.load(path, weights_only=True)["method"]["memory"]["updates"]
 

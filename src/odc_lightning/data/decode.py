@@ -12,7 +12,7 @@ from PIL import Image
 _JPEG_START = b"\xff\xd8\xff"
 
 
-class BadImageError(RuntimeError):
+class BadImageError(ValueError):
     """An image file could not be read or decoded; the message names it.
 
     Takes the message alone, as PyTorch wants of errors that cross from a loading process.

@@ -1,4 +1,4 @@
-"""Which images make which batch, as a function of (seed, epoch, position) alone, so that a run can be taken up anywhere.
+"""Which images make which batch, as a function of (seed, epoch, position) alone: a run can be taken up anywhere.
 
 Positions are counted in global batches, hence do not depend on the number of ranks or workers.
 """

@@ -310,7 +310,7 @@ def check_sizes(num_samples: int, num_clusters: int, min_cluster_size: int, smal
     smallest = min_cluster_size + (small_means == "at_most")
     if smallest * num_clusters > num_samples:
         raise ValueError(
-            f"min_cluster_size x num_clusters asks for {smallest} x {num_clusters} = {smallest * num_clusters} samples, "
+            f"min_cluster_size x num_clusters needs {smallest} x {num_clusters} = {smallest * num_clusters} samples, "
             f"the data set has {num_samples}. With {num_clusters} clusters min_cluster_size can be at most "
             f"{num_samples // num_clusters - (small_means == 'at_most')}; with min_cluster_size={min_cluster_size} "
             f"num_clusters can be at most {num_samples // smallest}"

@@ -1,4 +1,4 @@
-"""What every method shares: input on the device, optimizer and schedule, randomness per step, logging, exact checkpoints."""
+"""What every method shares: device input, optimizer and schedule, randomness per step, logging, exact checkpoints."""
 
 from __future__ import annotations
 
