@@ -37,6 +37,7 @@ def wandb_logger(
     from pytorch_lightning.loggers import WandbLogger
 
     if mode == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # its closing summary repeats ours
         say(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
     logger = WandbLogger(
         project=project,

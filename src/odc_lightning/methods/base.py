@@ -11,7 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from odc_lightning.console import log
 from odc_lightning.data.datamodule import DataModule
+from odc_lightning.data.dataset import Batch
 from odc_lightning.memory import Ranks
 from odc_lightning.methods.meters import Meters
 from odc_lightning.nn.normalize import Normalize
@@ -56,6 +58,7 @@ class Method(pl.LightningModule):
         self.iteration = 0  # training batches finished
         self.seconds = 0.0  # of training, over all parts of the run
         self.meters = Meters()
+        self.unreadable: set[int] = set()  # images of this rank that could not be read
         self.latest: dict[str, float] = {}
         self.run_config: dict[str, Any] | None = None
         self._due = False
@@ -138,6 +141,12 @@ class Method(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._finish()
 
+    def on_train_epoch_end(self) -> None:
+        """The last log line holds what is left, also where an epoch is shorter than a line's interval."""
+        last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
+        if self.meters.sums and (last or self.trainer.global_step == self.trainer.max_steps):
+            self._write_line()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._finish()
         self._check_finite()
@@ -164,6 +173,18 @@ class Method(pl.LightningModule):
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.meters.load_state_dict(state["meters"])
         self.load_state(state)
+
+    def readable(self, batch: Batch) -> Tensor | None:
+        """Which images of the batch could be read, (B,) bool, under ``data.on_bad_image=skip``; each bad one is named once.
+
+        None where every image is sure to be good, so that an ordinary step does no work for it.
+        """
+        if self.datamodule.on_bad_image != "skip":
+            return None
+        for index in set(batch.index[~batch.ok].tolist()) - self.unreadable:
+            self.unreadable.add(index)
+            log.warning(f"unreadable image left out: {self.datamodule.train_source.path(index)}")
+        return batch.ok
 
     def require_finite(self, *tensors: Tensor) -> None:
         """Raise FloatingPointError before NaN or infinite values reach weights, memory or checkpoint.
@@ -210,6 +231,8 @@ class Method(pl.LightningModule):
         seconds = means["time/step"] + means.get("time/data", 0.0)
         means["time/images_per_second"] = self.datamodule.micro_batch_size / max(seconds, 1e-9)
         optimizer = self.trainer.optimizers[0]
+        if self.datamodule.on_bad_image == "skip":
+            means["data/unreadable_images"] = float(len(self.unreadable))
         line = {**means, **self.gauges(), "optim/lr": float(optimizer.param_groups[0]["lr"])}
         self.write(line)
 

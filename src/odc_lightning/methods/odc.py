@@ -142,7 +142,7 @@ class ODC(Method):
         feature_BD = self(batch.image)
         # 2. Pseudo-labels from the samples memory, weighted cross-entropy (Eq. 1, w_c ~ 1/sqrt(N_c)).
         labels_B = self.memory.labels(batch.index)
-        ok_B = batch.ok if self.datamodule.on_bad_image == "skip" else None
+        ok_B = self.readable(batch)
         loss = weighted_cross_entropy(self.classifier(feature_BD), labels_B, self.weights_C, ok_B)
         self.require_finite(feature_BD, loss)
         self._forward_of = ForwardOf(batch.index, feature_BD.detach(), ok_B)

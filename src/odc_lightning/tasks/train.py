@@ -79,7 +79,7 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     callbacks = [instantiate(one) for one in cfg.callbacks.values() if one is not None]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
-        callbacks=[*callbacks, Forecast(), progress_callback()],
+        callbacks=[Forecast(), *callbacks, progress_callback()],
         logger=False,
         default_root_dir=HydraConfig.get().runtime.output_dir,
     )
