@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger("odc_lightning")
+
+
+def is_rank_zero() -> bool:
+    """Is this the process that writes? Known from the environment before Lightning starts the others."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def quiet() -> None:
+    """Only warnings of Lightning: what it says of devices and loggers, our own start-up table says."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 @rank_zero_only

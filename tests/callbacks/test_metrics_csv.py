@@ -3,7 +3,7 @@ import csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odc_lightning.callbacks.metrics_csv import MetricsCSV, last_values, read_metrics
+from odc_lightning.callbacks.metrics_csv import MetricsCSV, final_values, read_metrics
 
 
 def test_one_row_per_step_and_new_columns_as_they_come(tmp_path):
@@ -19,7 +19,8 @@ def test_one_row_per_step_and_new_columns_as_they_come(tmp_path):
         ["0", "20", "2.0", "70.0"],
         ["1", "30", "1.5", ""],
     ]
-    assert last_values(read_metrics(tmp_path / "run" / "metrics.csv"))["knn/top1"] == 70.0
+    metrics.log_metrics({"epoch": 1, "train/loss": 1.0}, step=40)
+    assert final_values(read_metrics(tmp_path / "run" / "metrics.csv")) == {"train/loss": 1.25, "knn/top1": 70.0}
 
 
 def test_no_file_no_rows(tmp_path):

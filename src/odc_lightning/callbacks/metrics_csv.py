@@ -98,9 +98,14 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     return [{k: int(v) if k in whole else v for k, v in row.items()} for row in table if "step" in row]
 
 
-def last_values(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The newest value of every column."""
+def final_values(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The figures of a finished run: means over the last epoch's lines of what is averaged, else the newest value."""
     values: dict[str, float] = {}
     for row in rows:
         values.update(row)
-    return values
+    last = [row for row in rows if row.get("epoch") == values.get("epoch")]
+    for name in values:
+        lines = [row[name] for row in last if name in row]
+        if name.startswith(("train/", "time/")) and lines:
+            values[name] = sum(lines) / len(lines)
+    return {name: value for name, value in values.items() if name not in ("epoch", "step")}

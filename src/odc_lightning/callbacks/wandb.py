@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from odc_lightning.console import say
+from odc_lightning.console import is_rank_zero, say
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -34,36 +35,56 @@ def wandb_logger(
     mode = resolved_mode(mode)
     if mode == "disabled":
         return None
+    if mode == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # its summary repeats ours; must be set before W&B is imported
+        say(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
+    return _start(folder, project, mode, name, group, config)
+
+
+def _start(folder: Path, project: str, mode: str, name: str, group: str, config: dict[str, Any]) -> Logger:
+    """Start the run ourselves: Lightning's own start sets what W&B warns of."""
     from pytorch_lightning.loggers import WandbLogger
 
-    if mode == "offline":
-        os.environ.setdefault("WANDB_SILENT", "true")  # its closing summary repeats ours
-        say(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
-    logger = WandbLogger(
+    if not is_rank_zero():
+        return WandbLogger(project=project, save_dir=folder)
+    import wandb
+
+    run = wandb.init(
         project=project,
         name=name,
         group=group,
         id=run_id(folder),
-        save_dir=folder,
-        mode=mode,
+        dir=folder,
+        mode="online" if mode == "online" else "offline",
         resume="allow" if mode == "online" else None,
+        config=config,
     )
-    logger.log_hyperparams(config)
-    return logger
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, project=project, save_dir=folder)
 
 
 def resolved_mode(mode: str) -> str:
     """What ``auto`` means here."""
     if mode != "auto":
         return mode
-    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
-        return "disabled" if os.environ["WANDB_MODE"] == "disabled" else "offline"
-    import wandb
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted in ("disabled", "offline"):
+        return wanted
+    return "online" if has_key() else "offline"
 
-    return "online" if wandb.login(prompt=False) else "offline"
+
+def has_key() -> bool:
+    """Is there a W&B key in the environment or in the netrc file? Asked without starting W&B."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
-@rank_zero_only
 def run_id(folder: Path) -> str:
     """The id of the folder's W&B run, made at the first start."""
     path = folder / "wandb" / "run_id"

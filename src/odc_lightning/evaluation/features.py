@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -42,6 +43,6 @@ def extract(encode: Callable[[Tensor], Tensor], module: nn.Module, loader: DataL
 
 
 def progress(batches: Sequence | DataLoader, title: str) -> Iterable:
-    """Rate and time left, on rank 0 only."""
-    shown = Ranks.current().rank == 0
+    """A bar with the time left, on rank 0 of a terminal."""
+    shown = Ranks.current().rank == 0 and sys.stdout.isatty()
     return track(batches, description=title, transient=True, disable=not shown, total=len(batches))

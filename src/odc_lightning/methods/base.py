@@ -142,9 +142,10 @@ class Method(pl.LightningModule):
         self._finish()
 
     def on_train_epoch_end(self) -> None:
-        """The last log line holds what is left, also where an epoch is shorter than a line's interval."""
+        """A run whose epochs are shorter than a line's interval still ends with a line."""
+        steps = int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches
         last = self.trainer.current_epoch + 1 == self.trainer.max_epochs
-        if self.meters.sums and (last or self.trainer.global_step == self.trainer.max_steps):
+        if self.meters.sums and last and steps < self.log_every_n_steps:
             self._write_line()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

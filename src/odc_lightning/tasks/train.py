@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from odc_lightning.callbacks.checkpoints import newest_checkpoint
 from odc_lightning.callbacks.forecast import Forecast
-from odc_lightning.callbacks.metrics_csv import MetricsCSV, last_values
+from odc_lightning.callbacks.metrics_csv import MetricsCSV, final_values
 from odc_lightning.callbacks.progress import progress_callback
 from odc_lightning.callbacks.wandb import finish_wandb, wandb_logger
-from odc_lightning.console import say
+from odc_lightning.console import is_rank_zero, quiet, say
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
 from odc_lightning.tasks.run_folder import RESUME, RunFolder
@@ -71,6 +71,7 @@ def require_one_device_per_job(cfg: DictConfig) -> None:
 
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     """Everything a run is made of; settings that cannot work raise here."""
+    quiet()
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule: DataModule = instantiate(cfg.data)
     method: Method = instantiate(cfg.method)
@@ -81,6 +82,7 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
         cfg.trainer,
         callbacks=[Forecast(), *callbacks, progress_callback()],
         logger=False,
+        enable_progress_bar=sys.stdout.isatty(),
         default_root_dir=HydraConfig.get().runtime.output_dir,
     )
     datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
@@ -104,11 +106,6 @@ def take_up(resume: str, folder: RunFolder) -> Path | None:
     return checkpoint
 
 
-def is_rank_zero() -> bool:
-    """Is this the process that writes? Known from the environment before Lightning starts the others."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
 def loggers(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None, config: dict[str, Any]) -> list:
     """metrics.csv, put back to where the checkpoint stands, and W&B."""
     metrics = MetricsCSV(folder.metrics)
@@ -122,7 +119,7 @@ def loggers(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None, config:
 def finish(trainer: pl.Trainer, method: Method, folder: RunFolder) -> dict[str, float]:
     """Write results.json and show it."""
     metrics_csv = next(logger for logger in trainer.loggers if isinstance(logger, MetricsCSV))
-    metrics = {name: value for name, value in last_values(metrics_csv.rows).items() if name not in ("epoch", "step")}
+    metrics = final_values(metrics_csv.rows)
     if trainer.is_global_zero and trainer.state.finished:
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
