@@ -1,0 +1,69 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from odc_lightning.clustering.nearest import _finalists, nearest_centroid
+
+
+def slow_nearest(rows, centroids, metric, allowed):
+    labels = []
+    for row in rows.double():
+        scores = [
+            (float(row @ c) if metric == "inner_product" else -float((row - c).square().sum())) if ok else -torch.inf
+            for c, ok in zip(centroids.double(), allowed, strict=True)
+        ]
+        labels.append(scores.index(max(scores)))
+    return labels
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+@pytest.mark.parametrize("clusters", [1, 2, 7, 64, 191, 192, 200, 330])
+def test_equals_a_slow_loop(metric, clusters):
+    rows, centroids = torch.rand(20, 5), torch.rand(clusters, 5)
+    centroids[clusters // 2] = centroids[0]  # equals: the lowest label wins
+    allowed = torch.rand(clusters) > 0.3
+    allowed[0] = True
+    everywhere = torch.ones(clusters, dtype=torch.bool)
+    assert nearest_centroid(rows, centroids, metric=metric).tolist() == slow_nearest(
+        rows, centroids, metric, everywhere
+    )
+    some = nearest_centroid(rows, centroids, metric=metric, allowed_C=allowed)
+    assert some.tolist() == slow_nearest(rows, centroids, metric, allowed)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 400), st.integers(0, 2**31), st.integers(1, 4))
+def test_finalists_are_the_two_highest_with_the_lowest_columns_first(columns, seed, levels):
+    scores = torch.randint(levels, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
+    expected = [sorted(range(columns), key=lambda c, row=row: (-row[c], c))[:2] for row in scores.tolist()]
+    assert [sorted(pair) for pair in _finalists(scores).tolist()] == [sorted(pair) for pair in expected]
+
+
+def test_a_zero_row_goes_to_the_first_class_by_inner_product():
+    assert nearest_centroid(torch.zeros(2, 4), torch.rand(500, 4), metric="inner_product").tolist() == [0, 0]
+
+
+def test_labels_do_not_depend_on_the_size_of_the_batch():
+    """Equal bits whatever part of a batch is labelled at once, also where two centroids are all but equally near."""
+    rows, centroids = torch.rand(300, 64), torch.rand(700, 64)
+    centroids[350:] = centroids[:350] + 1e-7 * torch.randn(350, 64)
+    whole = nearest_centroid(rows, centroids)
+    for size in (1, 7, 100):
+        assert torch.equal(torch.cat([nearest_centroid(part, centroids) for part in rows.split(size)]), whole)
+
+
+def test_autocast_changes_nothing():
+    rows, centroids = torch.rand(100, 32) * 0.01 + 1, torch.rand(300, 32) * 0.01 + 1
+    plain = nearest_centroid(rows, centroids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_centroid(rows, centroids), plain)
+
+
+def test_no_rows_no_labels():
+    assert nearest_centroid(torch.zeros(0, 4), torch.rand(3, 4)).tolist() == []
+
+
+def test_unknown_metric():
+    with pytest.raises(ValueError, match="metric must be one of l2, inner_product. Received: 'cosine'"):
+        nearest_centroid(torch.rand(1, 2), torch.rand(3, 2), metric="cosine")
