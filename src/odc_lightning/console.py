@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.progress import Progress
 
 log = logging.getLogger("odc_lightning")
 
@@ -33,6 +38,28 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """As :func:`say`, for what should not be overlooked."""
     log.warning(message)
+
+
+@contextmanager
+def iteration_bar(title: str) -> Iterator[Callable[[int, int, float, float], None]]:
+    """A bar for an iterative clustering: give it (done, of, inertia, share of labels that changed).
+
+    In a terminal a live bar with the time left; elsewhere a line every half a minute, so that a log shows life.
+    """
+    if not is_rank_zero():
+        yield lambda *_: None
+        return
+    with Progress(*Progress.get_default_columns(), transient=True, disable=not sys.stdout.isatty()) as bar:
+        task, said = bar.add_task(title), time.monotonic()
+
+        def advance(done: int, of: int, inertia: float, changed: float) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=of)
+            if bar.disable and time.monotonic() - said > 30:
+                said = time.monotonic()
+                say(f"{title}: {done} of {of} iterations, {changed:.1%} of the labels changed")
+
+        yield advance
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odc_lightning.clustering.agreement import size_entropy
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
-from odc_lightning.console import clock, say, size
+from odc_lightning.console import clock, iteration_bar, say, size
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.evaluation.features import extract
@@ -223,7 +223,8 @@ class ODC(Method):
             owned = range(ranks.rank, self.memory.num_samples, ranks.world_size)
             loader = self.datamodule.eval_dataloader(self.datamodule.train_source, owned)
             features = extract(self, self, loader, "features for the start-up clustering")
-            result = self.kmeans.fit(features, self.memory.num_samples, self.num_clusters, ranks)
+            with iteration_bar("start-up k-means") as bar:
+                result = self.kmeans.fit(features, self.memory.num_samples, self.num_clusters, ranks, bar)
             small = self.memory.fill(features, result.labels_N)
             say(
                 f"k-means on {self.memory.num_samples:,} features, {self.num_clusters:,} clusters: "
