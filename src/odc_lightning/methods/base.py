@@ -176,9 +176,9 @@ class Method(pl.LightningModule):
         self.load_state(state)
 
     def readable(self, batch: Batch) -> Tensor | None:
-        """Which images of the batch could be read, (B,) bool, under ``data.on_bad_image=skip``; each bad one is named once.
+        """Which images of the batch could be read, (B,) bool; each bad one is named once.
 
-        None where every image is sure to be good, so that an ordinary step does no work for it.
+        None unless ``data.on_bad_image=skip``: then every image is good, and an ordinary step does no work for it.
         """
         if self.datamodule.on_bad_image != "skip":
             return None
