@@ -1,4 +1,4 @@
-"""The price of ODC: a training step with the memory over the same step with fixed labels, interleaved in one process."""
+"""The price of ODC: a training step with the memory over the same step with fixed labels, side by side."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import re
@@ -19,10 +20,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-_DEBUGGING = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
+_DEBUGGING = os.environ.setdefault("ODC_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 log = logging.getLogger("odc_lightning")
 # What a person can mend: told in one message; the traceback goes to the run's log file.
 MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
+
+
+def sweep_job(overrides: list[str]) -> str:
+    """Folder of a sweep's job, stable from start to start: the overrides in which the jobs of the sweep differ."""
+    shared = os.environ.get("ODC_ARGUMENTS", "").split("\n")
+    name = ",".join(sorted(part for part in overrides if part not in shared)).replace("/", ".")
+    return name if 0 < len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+OmegaConf.register_new_resolver("sweep_job", sweep_job, replace=True)
 
 
 def conf_dir() -> Path:
@@ -37,16 +49,18 @@ def run_task(cfg: DictConfig) -> Any:
     task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
     try:
         return task(cfg)
-    except MENDABLE as error:
+    except Exception as error:
+        message = plain_message(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN or _DEBUGGING or not message:
+            raise  # in a sweep Hydra goes on with the other jobs
         log.debug("traceback of the error", exc_info=True)
-        if HydraConfig.get().mode == RunMode.MULTIRUN or _DEBUGGING:
-            raise  # Hydra goes on with the other jobs
-        sys.exit(plain_message(error))
+        sys.exit(message)
 
 
 def main() -> None:
     """Entry point of ``python -m odc_lightning`` and of ``odc``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come here instead of Hydra printing them
+    os.environ["ODC_ARGUMENTS"] = "\n".join(sys.argv[1:])
     app = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_task)
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Checkpoints(Checkpoint):
         folder: of the checkpoints; None: ``checkpoints`` in the trainer's ``default_root_dir``.
         every_n_steps: optimizer steps between two writes; None: epochs and minutes only.
         every_n_minutes: minutes between two writes within an epoch; None: none.
-        keep_every_n_epochs: also keep ``epoch=<n>.ckpt`` (a hard link: no second copy is written); None: none.
+        keep_every_n_epochs: also keep ``epoch=<n>.ckpt`` (a hard link where the disk has them); None: none.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Checkpoints(Checkpoint):
         for name, value in (("every_n_steps", every_n_steps), ("keep_every_n_epochs", keep_every_n_epochs)):
             if value is not None and value < 1:
                 raise ValueError(f"callbacks.checkpoints.{name} must be at least 1. Received: {value}")
+        if every_n_minutes is not None and every_n_minutes <= 0:
+            raise ValueError(f"callbacks.checkpoints.every_n_minutes must be above 0. Received: {every_n_minutes}")
         self.folder = Path(folder) if folder else Path("checkpoints")
         self._in_root = folder is None
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
@@ -51,13 +54,16 @@ class Checkpoints(Checkpoint):
         if self._in_root:
             self.folder = Path(trainer.default_root_dir) / "checkpoints"
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last_step = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
-        # Accumulating: no optimizer step has happened. Last batch: the epoch's own checkpoint follows, and Lightning
-        # would not run the epoch's end again after one written here.
-        if step == self._last_step or trainer.is_last_batch:
+        # Accumulating: no optimizer step has happened, and the gradients so far are in no checkpoint. Last batch: the
+        # epoch's own checkpoint follows, and Lightning would not run the epoch's end again after one written here.
+        stepped, self._last_step = step != self._last_step, step
+        if not stepped or trainer.is_last_batch:
             return
-        self._last_step = step
         by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
         if by_steps or (step % 20 == 0 and self._minutes_are_over(trainer)):
             self.write(trainer)
@@ -66,9 +72,7 @@ class Checkpoints(Checkpoint):
         self.write(trainer)
         epoch = trainer.current_epoch + 1
         if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and trainer.is_global_zero:
-            kept = self.folder / f"epoch={epoch:04d}.ckpt"
-            kept.unlink(missing_ok=True)
-            os.link(self.folder / LAST, kept)
+            self._keep(self.folder / f"epoch={epoch:04d}.ckpt")
 
     def write(self, trainer: pl.Trainer) -> None:
         """Write ``last.ckpt``. Collective.
@@ -93,6 +97,13 @@ class Checkpoints(Checkpoint):
             os.replace(writing, self.folder / LAST)
         self._written_at = time.monotonic()
 
+    def _keep(self, kept: Path) -> None:
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(self.folder / LAST, kept)
+        except OSError:  # not every disk has hard links
+            shutil.copyfile(self.folder / LAST, kept)
+
     def _minutes_are_over(self, trainer: pl.Trainer) -> bool:
         if self.every_n_minutes is None:
             return False
@@ -101,10 +112,15 @@ class Checkpoints(Checkpoint):
 
 
 def newest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest checkpoint that can be read; says so when a newer one is damaged. None where there is none."""
+    """The newest checkpoint that can be read; says so when a newer one is damaged. None where there is none.
+
+    Raises:
+        ValueError: when there are checkpoints and none can be read: starting anew would write over the run.
+    """
     folder = Path(folder)
     candidates = [folder / LAST, folder / PREVIOUS, *sorted(folder.glob("epoch=*.ckpt"), reverse=True)]
-    for path in filter(Path.exists, candidates):
+    existing = list(filter(Path.exists, candidates))
+    for path in existing:
         try:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
@@ -112,4 +128,6 @@ def newest_checkpoint(folder: str | Path) -> Path | None:
             continue
         say(f"Continuing from {path}")
         return path
+    if existing:
+        raise ValueError(f"none of the {len(existing)} checkpoints in {folder} can be read; resume=never starts over")
     return None

@@ -30,7 +30,7 @@ class Measure(Callback):
         every_n_epochs: epochs between two measurements; the last epoch is always measured.
         knn: measure kNN too (needs labelled validation images).
         k, temperature: of the weighted kNN (Wu et al., 2018).
-        max_images: kNN uses at most so many training and validation images, evenly spaced.
+        max_images: kNN uses at most so many labelled training and validation images, evenly spaced.
     """
 
     def __init__(
@@ -43,8 +43,11 @@ class Measure(Callback):
         max_images: int = 50_000,
     ) -> None:
         super().__init__()
-        if every_n_epochs < 1:
-            raise ValueError(f"callbacks.measure.every_n_epochs must be at least 1. Received: {every_n_epochs}")
+        for name, value in (("every_n_epochs", every_n_epochs), ("k", k), ("max_images", max_images)):
+            if value < 1:
+                raise ValueError(f"callbacks.measure.{name} must be at least 1. Received: {value}")
+        if not temperature > 0:
+            raise ValueError(f"callbacks.measure.temperature must be above 0. Received: {temperature}")
         self.every_n_epochs, self.knn, self.k, self.temperature = every_n_epochs, knn, k, temperature
         self.max_images = max_images
         self.previous_N: Tensor | None = None
@@ -88,8 +91,9 @@ class Measure(Callback):
             return {}
         line: dict[str, float] = {}
         labels = labels_N.cpu().numpy()
-        if (targets := method.datamodule.train_source.targets) is not None:
-            line = {f"agreement/{name}": value for name, value in agreement(labels, targets).items()}
+        source = method.datamodule.train_source
+        if source.targets is not None and has_labels(source):
+            line = {f"agreement/{name}": value for name, value in agreement(labels, source.targets).items()}
         if self.previous_N is not None:
             line["agreement/nmi_previous"] = agreement(labels, self.previous_N.numpy())["nmi"]
         self.previous_N = labels_N.cpu().clone()
@@ -100,15 +104,16 @@ class Measure(Callback):
         assert val is not None
         train_features, train_targets = self._encoded(method, encode, train)
         val_features, val_targets = self._encoded(method, encode, val)
-        k = min(self.k, int((train_targets >= 0).sum()))
+        k = min(self.k, len(train_targets))
         return knn_accuracy(train_features, train_targets, val_features, val_targets, k=k, temperature=self.temperature)
 
     def _encoded(self, method: Method, encode: Any, source: ImageSource) -> tuple[Tensor, Tensor]:
         """Features and true labels, every rank its share and all ranks the whole."""
         assert source.targets is not None
         ranks = Ranks.current()
-        count = min(len(source), self.max_images) // ranks.world_size * ranks.world_size
-        chosen = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+        known = np.flatnonzero(source.targets >= 0)
+        count = min(len(known), self.max_images) // ranks.world_size * ranks.world_size
+        chosen = known[np.linspace(0, len(known) - 1, count).round().astype(np.int64)]
         own = chosen[ranks.rank :: ranks.world_size]
         loader = method.datamodule.eval_dataloader(source, own.tolist())
         features = ranks.gather(extract(encode, method, loader, "features for kNN"))
@@ -119,6 +124,11 @@ class Measure(Callback):
         train, val = method.datamodule.train_source, method.datamodule.val_source
         if val is None:
             return "the data has no validation images"
-        if train.targets is None or val.targets is None:
+        if not (has_labels(train) and has_labels(val)):
             return "the images have no labels"
         return ""
+
+
+def has_labels(source: ImageSource) -> bool:
+    """Is a true label known for any image?"""
+    return source.targets is not None and bool((source.targets >= 0).any())

@@ -18,7 +18,7 @@ from odc_lightning.callbacks.forecast import Forecast
 from odc_lightning.callbacks.metrics_csv import MetricsCSV, final_values
 from odc_lightning.callbacks.progress import progress_callback
 from odc_lightning.callbacks.wandb import finish_wandb, wandb_logger
-from odc_lightning.console import is_rank_zero, quiet, say
+from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
 from odc_lightning.tasks.run_folder import RESUME, RunFolder
@@ -77,6 +77,9 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     method: Method = instantiate(cfg.method)
     if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
         raise ValueError(f"trainer.max_epochs must be a whole number from 1. Received: {cfg.trainer.max_epochs!r}")
+    if cfg.trainer.sync_batchnorm and cfg.trainer.accelerator == "cpu":
+        warn("trainer.sync_batchnorm is for GPUs: each process keeps its own batch-norm statistics")
+        cfg.trainer.sync_batchnorm = False
     callbacks = [instantiate(one) for one in cfg.callbacks.values() if one is not None]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,

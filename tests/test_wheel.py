@@ -1,0 +1,49 @@
+"""The wheel, installed away from the repository, runs the demo's first steps."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app_runner import TINY, run_alone
+
+ROOT = Path(__file__).parents[1]
+
+
+def pip(*args):
+    subprocess.run([sys.executable, "-m", "pip", *map(str, args)], check=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", ROOT, "--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    return next(folder.glob("odc_lightning-*.whl"))
+
+
+def test_the_wheel_carries_conf_and_the_console_script(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    packaged = {name.removeprefix("odc_lightning/conf/") for name in names if name.startswith("odc_lightning/conf/")}
+    assert packaged == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    entry_points = next(name for name in names if name.endswith("entry_points.txt"))
+    assert "odc = odc_lightning.app:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert not [name for name in names if name.split("/")[0] not in ("odc_lightning", names[-1].split("/")[0])]
+
+
+def test_installed_in_an_empty_folder_it_runs_the_demo(wheel, tmp_path):
+    target, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    pip("install", "--no-deps", "--target", target, wheel)
+    where = run_alone(
+        "import odc_lightning; print(odc_lightning.__file__)",
+        program=[sys.executable, "-c"],
+        cwd=empty,
+        PYTHONPATH=str(target),
+    )
+    assert where.text.strip() == str(target / "odc_lightning" / "__init__.py")
+    args = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", *TINY]
+    outcome = run_alone(*args, cwd=empty, PYTHONPATH=str(target))
+    assert outcome.code == 0, outcome.text
+    assert (empty / "runs" / "demo" / "results.json").exists()
