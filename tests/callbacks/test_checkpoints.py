@@ -58,7 +58,8 @@ def test_by_steps_and_at_epoch_ends_once_each(tmp_path):
 
 def test_by_minutes_within_long_epochs(tmp_path):
     data = datamodule(count=96, batch_size=2)  # 48 steps an epoch; the clock is asked every 20th
-    assert [step for step, _ in fit(tmp_path / "a", data=data, max_epochs=1, every_n_minutes=1e-9).written] == [20, 40, 48]
+    often = fit(tmp_path / "a", data=data, max_epochs=1, every_n_minutes=1e-9)
+    assert [step for step, _ in often.written] == [20, 40, 48]
     data = datamodule(count=96, batch_size=2)
     assert [step for step, _ in fit(tmp_path / "b", data=data, max_epochs=1, every_n_minutes=None).written] == [48]
 

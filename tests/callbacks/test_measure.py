@@ -138,7 +138,7 @@ def test_unknown_labels_are_left_out(tmp_path):
     _, labels, rows = fit(tmp_path, Spy(every_n_epochs=1, k=5, max_images=24), make_source=half_labelled, max_epochs=1)
     wanted = agreement(labels[0][:32], squares().targets[:32])["nmi"]
     assert column(rows, "agreement/nmi") == [(4, wanted)]
-    assert [len(targets) for targets in seen] == [24] * 6, "images without a label cost an encoding and vote for nothing"
+    assert [len(targets) for targets in seen] == [24] * 6, "images without a label are not even encoded"
     assert all((targets >= 0).all() for targets in seen)
 
 
