@@ -93,7 +93,7 @@ def run_alone(*args, cwd=None, program=None, timeout=240, **environment):
     done = subprocess.run(
         [*program, *map(str, args)] if program else command(*args),
         cwd=cwd,
-        env={**{name: os.environ[name] for name in os.environ if name != "ODC_TRACEBACK"}, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

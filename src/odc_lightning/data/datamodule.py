@@ -52,8 +52,6 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"data.on_bad_image must be error or skip. Received: {on_bad_image!r}")
-        if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
-            raise ValueError(f"data.num_workers must be auto or a whole number from 0. Received: {num_workers!r}")
         self.transform, self.eval_transform = transform, eval_transform
         self.batch_size, self.num_workers, self.on_bad_image = batch_size, num_workers, on_bad_image
         self.replacement, self.seed, self.mean, self.std = replacement, seed, tuple(mean), tuple(std)
@@ -70,13 +68,7 @@ class DataModule(pl.LightningDataModule):
 
     def require_divisible(self, parts: int) -> None:
         """Raise ValueError unless the batch can be shared by ``parts`` = devices x accumulation, and fits the data."""
-        share = local_batch_size(self.batch_size, parts)
-        GlobalBatches(self.num_samples, self.batch_size)
-        if share < 2:
-            raise ValueError(
-                f"data.batch_size must give each of {parts} devices x accumulation at least 2 images: batch-norm needs "
-                f"them. Received: {self.batch_size}"
-            )
+        GlobalBatches(self.num_samples, local_batch_size(self.batch_size, parts) * parts)
 
     @property
     def micro_batch_size(self) -> int:
