@@ -241,8 +241,8 @@ def test_torchrun(tmp_path):
         sys.executable,
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc-per-node=2",
-        "--master-port=0",
         "-m",
         "odc_lightning",
     ]

@@ -37,12 +37,12 @@ def test_installed_in_an_empty_folder_it_runs_the_demo(wheel, tmp_path):
     empty.mkdir()
     pip("install", "--no-deps", "--target", target, wheel)
     where = run_alone(
-        "import odc_lightning; print(odc_lightning.__file__)",
+        "from odc_lightning import app; print(app.__file__, app.conf_dir())",
         program=[sys.executable, "-c"],
         cwd=empty,
         PYTHONPATH=str(target),
     )
-    assert where.text.strip() == str(target / "odc_lightning" / "__init__.py")
+    assert where.text.split() == [str(target / "odc_lightning" / name) for name in ("app.py", "conf")]
     args = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", *TINY]
     outcome = run_alone(*args, cwd=empty, PYTHONPATH=str(target))
     assert outcome.code == 0, outcome.text
