@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from odc_lightning import app
 
@@ -69,11 +70,15 @@ def run(*args):
 
 @contextlib.contextmanager
 def _as_in_a_process_of_its_own(args):
-    """Nothing of a run stays: its arguments, environment, Hydra's state, its log handlers."""
+    """Nothing of a run stays: its arguments, environment, Hydra's state, its log handlers.
+
+    It starts no other processes: Lightning kills the one that started them, here pytest, when one of them fails.
+    """
     GlobalHydra.instance().clear()
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    with mock.patch.object(sys, "argv", ["odc", *map(str, args)]), mock.patch.dict(os.environ):
+    alone = mock.patch.object(_SubprocessScriptLauncher, "_call_children_scripts", side_effect=AssertionError("alone"))
+    with mock.patch.object(sys, "argv", ["odc", *map(str, args)]), mock.patch.dict(os.environ), alone:
         try:
             yield
         finally:
@@ -93,7 +98,7 @@ def run_alone(*args, cwd=None, program=None, timeout=240, **environment):
     done = subprocess.run(
         [*program, *map(str, args)] if program else command(*args),
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**{name: os.environ[name] for name in os.environ if name != "ODC_TRACEBACK"}, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,7 +1,9 @@
 """Every YAML composes and trains a few steps; the recipes are the paper's and the release's."""
 
 import inspect
+import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from PIL import Image
 
-from app_runner import run
+from app_runner import run, write_images
 from odc_lightning.app import conf_dir
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.odc import ODC
@@ -34,96 +35,142 @@ def composed(*overrides):
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group, choice):
     cfg = composed(f"{group}={choice}", *(["data.root=/data"] if group in ("data", "experiment") else []))
-    assert OmegaConf.to_container(cfg, resolve=True)["run"]["name"]
+    # An initialisation or a protocol may need keys of a certain backbone or data set.
+    assert OmegaConf.to_container(cfg, resolve=group not in ("init", "protocol", "task"))["run"]["name"]
 
 
-def pictures(folder, count, side=40):
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for number in range(count):
-        Image.fromarray(rng.integers(0, 255, (side, side + 8, 3)).astype(np.uint8)).save(folder / f"{number}.JPEG")
+# -- a few steps of everything -----------------------------------------------------------------------------------------
+
+# Little data, few clusters, a CPU; the rest stays as it is.
+SHORT = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.batch_size=4"]
+SHORT += ["method.num_clusters=3", "method.min_cluster_size=2", "method.log_every_n_steps=1", "data.num_workers=0"]
+SHORT += ["logger.wandb.mode=disabled", "clustering.backend=torch", "callbacks.measure.max_images=20"]
+NO_PICTURE = ["callbacks.measure.knn=false", "callbacks.clusters=null"]  # they take longer than the steps
+SMALL = ["backbone=small_resnet", "backbone.width=4", "method.hidden_dim=16", "data.image_size=32"]
 
 
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
+def photographs(tmp_path_factory):
+    """ImageNet's layout, which is also that of a folder with class folders."""
     root = tmp_path_factory.mktemp("imagenet")
-    for name in ("n01440764", "n01443537"):
-        pictures(root / "train" / name, 8)
-        pictures(root / "val" / name, 2)
+    for split, count in (("train", 16), ("val", 6)):
+        write_images(root / split, count, classes=("n01440764", "n01443537"), side=40, ending="JPEG")
     return root
 
 
 @pytest.fixture(scope="module")
-def cifar10(tmp_path_factory):
-    """Two batches of ten images in torchvision's layout; checksums are left out by the fixture below."""
-    root = tmp_path_factory.mktemp("cifar")
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir()
+def binaries(tmp_path_factory):
+    """CIFAR-10, CIFAR-100 and STL-10 as torchvision has them on disk, with ten images to a file."""
+    root = tmp_path_factory.mktemp("torchvision")
     rng = np.random.default_rng(0)
-    for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]:
-        data = rng.integers(0, 255, (10, 3072)).astype(np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": list(range(10))}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    cifar10 = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for folder, files, labels, names in (
+        ("cifar-10-batches-py", cifar10, "labels", ("batches.meta", "label_names")),
+        ("cifar-100-python", ["train", "test"], "fine_labels", ("meta", "fine_label_names")),
+    ):
+        (root / folder).mkdir()
+        for file in files:
+            data = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+            (root / folder / file).write_bytes(pickle.dumps({"data": data, labels: list(range(10))}))
+        (root / folder / names[0]).write_bytes(pickle.dumps({names[1]: [str(number) for number in range(100)]}))
+    stl10 = root / "stl10_binary"
+    stl10.mkdir()
+    for part in ("train", "unlabeled", "test"):
+        (stl10 / f"{part}_X.bin").write_bytes(rng.integers(0, 256, (10, 3, 96, 96), dtype=np.uint8).tobytes())
+        (stl10 / f"{part}_y.bin").write_bytes(bytes(range(1, 11)))
+    (stl10 / "class_names.txt").write_text("\n".join("abcdefghij"))
     return root
 
 
 @pytest.fixture
-def no_checksums(monkeypatch):
-    from torchvision import datasets
+def few_steps(tmp_path, photographs, binaries, monkeypatch):
+    """Runs a few steps of what the arguments name and returns the results."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)  # sums of the real files
 
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    def go(*args):
+        cfg = composed(*args)
+        source = str(cfg.data.source["_target_"]).rsplit(".", 1)[-1]
+        root = {"ImageNet": photographs, "ImageFolder": photographs, "TorchvisionImages": binaries}.get(source)
+        data = [f"data.root={root}"] if root else []
+        data += [f"data.cache_dir={tmp_path}"] if "cache_dir" in cfg.data else []
+        outcome = run(f"run.root={tmp_path}", *SHORT, *data, *args)
+        assert outcome.code == 0, outcome.text
+        (results,) = tmp_path.rglob("results.json")
+        metrics = json.loads(results.read_text())["metrics"]
+        assert metrics["train/loss"] > 0
+        return metrics
 
-
-# A few steps of anything: little data, few clusters; the rest stays as the experiment says.
-SHORT = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.batch_size=4"]
-SHORT += ["method.num_clusters=3", "method.min_cluster_size=2", "method.log_every_n_steps=1", "data.num_workers=0"]
-SHORT += ["logger.wandb.mode=disabled", "clustering.backend=torch", "callbacks.measure.k=3"]
-HEAVY = [pytest.mark.slow]
-
-
-@pytest.mark.parametrize(
-    "experiment", [pytest.param(name, marks=HEAVY if "alexnet" in name else []) for name in GROUPS["experiment"]]
-)
-def test_every_experiment_trains(tmp_path, experiment, imagenet, cifar10, no_checksums):
-    cfg = composed(f"experiment={experiment}")
-    source = OmegaConf.to_container(cfg.data.source)["_target_"].rsplit(".", 1)[-1]
-    root = {"ImageNet": imagenet, "ImageFolder": imagenet, "TorchvisionImages": cifar10}.get(source)
-    more = [f"data.root={root}"] if root else ["callbacks.measure=null"]
-    if "cache_dir" in cfg.data:
-        more.append(f"data.cache_dir={tmp_path}")
-    if cfg.data.image_size > 64:
-        more.append("data.image_size=64")
-    outcome = run(f"run.root={tmp_path}", f"experiment={experiment}", *SHORT, *more)
-    assert outcome.code == 0, outcome.text
-    assert len(list(tmp_path.rglob("results.json"))) == 1
+    return go
 
 
-ELSEWHERE = {"experiment", "task", "callbacks", "logger", "method", "data", "trainer"}  # in the runs above or below
-HEAVY_CHOICES = {"resnet101", "resnet50", "alexnet", "resnet34", "timm", "torchvision"}
-RUNS = [
-    pytest.param(group, choice, marks=HEAVY if choice in HEAVY_CHOICES else [])
-    for group, choice in CHOICES
-    if group not in ELSEWHERE and not (group == "clustering" and choice == "torch")
+def slow(*names):
+    return lambda name: pytest.param(name, marks=[pytest.mark.slow] if name in names else [], id=name)
+
+
+@pytest.mark.parametrize("name", map(slow("odc_alexnet", "odc_r50_openselfsup"), GROUPS["experiment"]))
+def test_every_experiment_trains(few_steps, name):
+    size = composed(f"experiment={name}").data.image_size
+    few_steps(f"experiment={name}", *(["data.image_size=64"] if size > 64 else []))
+
+
+OF_METHODS = [
+    name for name in GROUPS["data"] if name in ("cifar10", "cifar100", "folder", "imagenet", "mnist5k", "stl10")
 ]
 
 
-@pytest.mark.parametrize(("group", "choice"), RUNS)
-def test_every_choice_trains(tmp_path, group, choice, imagenet):
-    args = [f"run.root={tmp_path}", "experiment=folder", f"data.root={imagenet}", f"data.cache_dir={tmp_path}", *SHORT]
-    if group != "backbone":
-        args += ["backbone=small_resnet", "backbone.width=4", "data.image_size=32"]
-    if choice in ("timm", "torchvision"):
-        args += ["backbone.name=resnet18"]
-    if group == "clustering":
-        args.remove("clustering.backend=torch")
-    args += [f"{group}={choice}"] if group != "schedule" else []
-    if group == "schedule":
-        # The experiment sets milestones, which only the step schedule takes.
-        args = [arg for arg in args if not arg.startswith("experiment=")] + [f"schedule={choice}", "data=folder"]
-        args += ["~experiment", "run.name=schedule", "augment=small", "callbacks.measure=null"]
-    outcome = run(*args)
-    assert outcome.code == 0, outcome.text
+@pytest.mark.parametrize("name", OF_METHODS)
+def test_every_data_set_trains(few_steps, name):
+    metrics = few_steps(f"data={name}", f"run.name={name}", "~experiment", "augment=small", *SMALL, NO_PICTURE[1])
+    assert {"knn/top1", "agreement/nmi"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("name", map(slow("resnet50", "resnet101", "alexnet"), GROUPS["backbone"]))
+def test_every_backbone_trains(few_steps, name):
+    named = {"timm": ["backbone.name=test_resnet"], "torchvision": ["backbone.name=squeezenet1_1"]}.get(name, [])
+    few_steps("experiment=folder", f"backbone={name}", *named, "data.image_size=64", *NO_PICTURE)
+
+
+OTHERS = [
+    f"{group}={choice}"
+    for group in ("augment", "clustering", "fidelity", "method", "optim", "schedule")
+    for choice in GROUPS[group]
+]
+
+
+@pytest.mark.parametrize("choice", OTHERS)
+def test_every_other_choice_trains(few_steps, choice):
+    few_steps("experiment=folder", *SMALL, choice, *NO_PICTURE)
+
+
+def test_trainer_gpu_trains_where_there_is_none(few_steps):
+    few_steps("experiment=folder", *SMALL, "trainer=gpu", "trainer.accelerator=cpu", *NO_PICTURE)
+
+
+ORDINARY_KEYS = [
+    ["trainer.accumulate_grad_batches=2", "data.batch_size=8"],
+    ["trainer.precision=bf16-mixed"],
+    ["trainer.gradient_clip_val=1.0"],
+    ["method.channels_last=true"],
+    ["method.sobel=true", "backbone.in_channels=2"],
+    ["method.row_dtype=float16"],
+    ["method.loss_weight_power=0"],
+    ["method.small_cluster_interval=2", "method.centroid_update_interval=1"],
+    ["data.replacement=true"],
+    ["data.num_workers=1"],
+    ["callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep_every_n_epochs=1"],
+    ["callbacks.measure=null"],
+    pytest.param(["method.compile=true"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("keys", ORDINARY_KEYS, ids=" ".join)
+def test_ordinary_keys(few_steps, keys):
+    if "method.compile=true" in keys and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    few_steps("experiment=folder", *SMALL, *NO_PICTURE, *keys)
+
+
+# -- the recipes -------------------------------------------------------------------------------------------------------
 
 
 def test_recipes_are_the_papers_and_the_releases():

@@ -32,6 +32,7 @@ def test_the_wheel_carries_conf_and_the_console_script(wheel):
     assert not [name for name in names if name.split("/")[0] not in ("odc_lightning", names[-1].split("/")[0])]
 
 
+@pytest.mark.slow
 def test_installed_in_an_empty_folder_it_runs_the_demo(wheel, tmp_path):
     target, empty = tmp_path / "site", tmp_path / "empty"
     empty.mkdir()

@@ -15,22 +15,30 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_kinds
+
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
 _DEBUGGING = os.environ.setdefault("ODC_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 log = logging.getLogger("odc_lightning")
+_failed_jobs: list[str] = []  # messages of this process's sweep
 # What a person can mend: told in one message; the traceback goes to the run's log file.
 MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
 
 
 def sweep_job(overrides: list[str]) -> str:
     """Folder of a sweep's job, stable from start to start: the overrides in which the jobs of the sweep differ."""
-    shared = os.environ.get("ODC_ARGUMENTS", "").split("\n")
-    name = ",".join(sorted(part for part in overrides if part not in shared)).replace("/", ".")
+    arguments = [part for part in os.environ.get("ODC_ARGUMENTS", "").split("\n") if re.match(r"[^-=][^=]*=", part)]
+    swept = {o.key_or_group for o in OverridesParser.create().parse_overrides(arguments) if o.is_sweep_override()}
+    parts = {part.lstrip("+").partition("=")[0]: part for part in overrides}
+    # Without a sweep on the command line, hydra.sweeper.params holds one.
+    chosen = sorted(part for key, part in parts.items() if (key in swept if swept else part not in arguments))
+    name = ",".join(chosen).replace("/", ".")
     return name if 0 < len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
@@ -48,18 +56,33 @@ def run_task(cfg: DictConfig) -> Any:
     """Hand the composed config to the task it names."""
     task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
     try:
+        settle(cfg)
         return task(cfg)
     except Exception as error:
         message = plain_message(error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN or _DEBUGGING or not message:
-            raise  # in a sweep Hydra goes on with the other jobs
         log.debug("traceback of the error", exc_info=True)
+        if HydraConfig.get().mode == RunMode.MULTIRUN and message:
+            log.error(message)
+            _failed_jobs.append(message)
+            raise  # Hydra goes on with the other jobs
+        if _DEBUGGING or not message:
+            raise
         sys.exit(message)
+
+
+def settle(cfg: DictConfig) -> None:
+    """Hold the command line against conf/; see :mod:`odc_lightning.tasks.choices`."""
+    given = HydraConfig.get().overrides.task
+    for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), list(given)).items():
+        if _rank() == "0":
+            log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
+    require_kinds(cfg, conf_dir(), dict(HydraConfig.get().runtime.choices), list(given))
 
 
 def main() -> None:
     """Entry point of ``python -m odc_lightning`` and of ``odc``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come here instead of Hydra printing them
+    _failed_jobs.clear()
     os.environ["ODC_ARGUMENTS"] = "\n".join(sys.argv[1:])
     app = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_task)
     try:
@@ -69,7 +92,7 @@ def main() -> None:
     except Exception as error:
         if _DEBUGGING or not (message := plain_message(error)):
             raise
-        sys.exit(message)
+        sys.exit(f"{len(_failed_jobs)} jobs of the sweep failed" if _failed_jobs else message)
 
 
 def plain_message(error: BaseException) -> str:
@@ -78,18 +101,35 @@ def plain_message(error: BaseException) -> str:
     for cause in causes:
         if isinstance(cause, MENDABLE) and not isinstance(cause, HydraException | OmegaConfBaseException):
             text = str(cause).strip()
-            # A loading process sends its whole traceback; the last line is the message.
-            return f"Error: {text.splitlines()[-1] if 'Original Traceback' in text else text}"
+            if "Original Traceback" in text:  # a loading process sends all of it; the last line is the message
+                text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+            return f"{_error()}: {text}"
     text = "\n".join(str(cause) for cause in causes)
+    if re.search("closed by peer|reset by peer|remote process exited", text):
+        return f"{_error()}: another process of this run has ended; its message tells why"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"Error: {missing[1]} must be given: {missing[1]}=..."
     if option := re.search(r"Could not find '(.+)/([^/']+)'", text):
         return f"Error: {option[1]}={option[2]} is not a choice.{_suggest(option[2], _choices(option[1]))}"
     if key := re.search(r"Could not (?:override|append|delete)[^']*'([^'@=]+)", text):
         return f"Error: there is no key {key[1]!r}.{_suggest(key[1], _keys())}"
-    if isinstance(causes[0], HydraException | OmegaConfBaseException):
+    if place := re.search(r"Error in call to target[\s\S]*full_key: (\S+)", text):
+        if wrong := re.search(r"unexpected keyword argument '(\w+)'", text):
+            key_there = f"{place[1]}.{wrong[1]}"
+            return f"Error: there is no key {key_there!r}.{_suggest(key_there, _keys())}"
+        reason = next((cause for cause in causes if not isinstance(cause, HydraException)), error)
+        return f"Error: {place[1]} cannot be set up: {reason}"
+    if "unexpected keyword argument" in text or isinstance(causes[0], HydraException | OmegaConfBaseException):
         return f"Error: {str(error).strip()}"
     return ""
+
+
+def _rank() -> str:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+
+
+def _error() -> str:
+    return "Error" if _rank() == "0" else f"Error on process {_rank()}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -26,6 +26,7 @@ def quiet() -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # log lines are ours
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its heir is not in older torch
 
 

@@ -1,13 +1,11 @@
 """The batched solver and the VOC2007 protocol against scikit-learn."""
 
 import logging
-import time
 
 import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
@@ -280,26 +278,3 @@ def test_bad_input_of_the_protocol(voc, change, message):
     names = ("train_features", "train_labels", "test_features", "test_labels")
     with pytest.raises(ValueError, match=message):
         svm_protocol(**{**dict(zip(names, voc, strict=True)), **change(voc)})
-
-
-@pytest.mark.slow
-def test_several_times_faster_than_linear_svc():
-    """Both on one thread of one process, by processor time; LinearSVC from a sample. A quarter of VOC2007's size."""
-    rows, width, classes = 2500, 1024, 20
-    train, labels, test, test_labels = problems(rows, width, classes, test_rows=1000)
-    train = normalize(torch.from_numpy(train))
-    signs = np.concatenate([np.where(np.arange(rows)[:, None] % 3 == fold, 0, 2 * labels - 1) for fold in range(4)], 1)
-    start = time.process_time()
-    solved = solve_svms(train, torch.from_numpy(signs), COSTS)
-    batched = time.process_time() - start
-    scores, worst, spent = solved.scores(normalize(torch.from_numpy(test))).numpy(), 0.0, 0.0
-    for place, cost in enumerate(COSTS):
-        problem = (7 * place) % signs.shape[1]
-        start = time.process_time()
-        svm = reference(train.numpy(), signs[:, problem], cost, tol=1e-4, max_iter=2000)
-        spent += (time.process_time() - start) * signs.shape[1]
-        truth = test_labels[:, problem % classes]
-        expected = average_precision_score(truth, svm.decision_function(normalize(torch.from_numpy(test)).numpy()))
-        worst = max(worst, cost <= 10 and abs(average_precision_score(truth, scores[place, problem]) - expected))
-    assert worst < 1e-3
-    assert spent > 5 * batched  # 12 at the full size, measured; smaller products are less efficient

@@ -101,6 +101,18 @@ def test_trainer_keys_need_nothing_special(tmp_path, keys):
     module.memory.check()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_accumulation_keeps_the_recipe_where_the_data_leave_a_remainder(tmp_path, accumulate):
+    """72 images in batches of 16: four steps an epoch and the same images, however a step is cut."""
+    record = Record()
+    module, t = fit(tmp_path, data=datamodule(count=72), callbacks=[record], accumulate_grad_batches=accumulate)
+    assert t.global_step == 12
+    assert module.memory.updates == 12 * accumulate
+    seen = [index for part, _ in record.batches for index in part.tolist()]
+    whole = datamodule(count=72).train_dataloader()
+    assert seen == [index for _ in range(3) for batch in whole for index in batch.index.tolist()]
+
+
 def test_channels_last_gives_the_same_loss(tmp_path):
     losses = []
     for channels_last in (False, True):

@@ -36,11 +36,15 @@ def config(**changes):
 )
 def test_what_may_change_between_two_starts(tmp_path, change):
     RunFolder(tmp_path, config()).write_config()
+    RunFolder(tmp_path, config()).results.touch()
     RunFolder(tmp_path, config(**change)).require_same_run()
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
     RunFolder(tmp_path, config()).write_config()
+    RunFolder(tmp_path, config(method__momentum=0.3)).require_same_run()  # nothing to lose yet
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(ValueError, match=r"method.momentum: 0.5 there, 0.3 now\n(.*\n)?.*run.name=.*resume=never"):
         RunFolder(tmp_path, config(method__momentum=0.3)).require_same_run()
     with pytest.raises(ValueError, match="trainer.precision: 32-true there, bf16-mixed now"):

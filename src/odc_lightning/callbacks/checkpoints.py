@@ -87,9 +87,10 @@ class Checkpoints(Checkpoint):
             writing.unlink(missing_ok=True)
             if "memory is damaged" in str(error):
                 raise
+            before = f"The one before, {LAST}, is untouched: free" if (self.folder / LAST).exists() else "Free"
             raise OSError(
-                f"could not write a checkpoint to {self.folder}: {error}. The one before, {LAST}, is untouched: "
-                f"free some space and run the same command again"
+                f"could not write a checkpoint to {self.folder}: {error}. {before} some space and run the same "
+                f"command again"
             ) from error
         if trainer.is_global_zero:
             if (self.folder / LAST).exists():

@@ -30,8 +30,7 @@ def wandb_logger(
     Raises:
         ValueError: for an unknown mode.
     """
-    if mode not in MODES:
-        raise ValueError(f"logger.wandb.mode must be one of {', '.join(MODES)}. Received: {mode!r}")
+    require_mode(mode)
     mode = resolved_mode(mode)
     if mode == "disabled":
         return None
@@ -39,6 +38,12 @@ def wandb_logger(
         os.environ.setdefault("WANDB_SILENT", "true")  # its summary repeats ours; must be set before W&B is imported
         say(f"W&B runs offline: `wandb sync {folder}/wandb/offline-run-*` uploads it, `wandb leet` shows it")
     return _start(folder, project, mode, name, group, config)
+
+
+def require_mode(mode: str) -> None:
+    """Raise ValueError for an unknown mode."""
+    if mode not in MODES:
+        raise ValueError(f"logger.wandb.mode must be one of {', '.join(MODES)}. Received: {mode!r}")
 
 
 def _start(folder: Path, project: str, mode: str, name: str, group: str, config: dict[str, Any]) -> Logger:

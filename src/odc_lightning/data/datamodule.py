@@ -52,6 +52,8 @@ class DataModule(pl.LightningDataModule):
         super().__init__()
         if on_bad_image not in ("error", "skip"):
             raise ValueError(f"data.on_bad_image must be error or skip. Received: {on_bad_image!r}")
+        if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
+            raise ValueError(f"data.num_workers must be auto or a whole number from 0. Received: {num_workers!r}")
         self.transform, self.eval_transform = transform, eval_transform
         self.batch_size, self.num_workers, self.on_bad_image = batch_size, num_workers, on_bad_image
         self.replacement, self.seed, self.mean, self.std = replacement, seed, tuple(mean), tuple(std)
@@ -68,7 +70,13 @@ class DataModule(pl.LightningDataModule):
 
     def require_divisible(self, parts: int) -> None:
         """Raise ValueError unless the batch can be shared by ``parts`` = devices x accumulation, and fits the data."""
-        GlobalBatches(self.num_samples, local_batch_size(self.batch_size, parts) * parts)
+        share = local_batch_size(self.batch_size, parts)
+        GlobalBatches(self.num_samples, self.batch_size)
+        if share < 2:
+            raise ValueError(
+                f"data.batch_size must give each of {parts} devices x accumulation at least 2 images: batch-norm needs "
+                f"them. Received: {self.batch_size}"
+            )
 
     @property
     def micro_batch_size(self) -> int:
@@ -89,11 +97,12 @@ class DataModule(pl.LightningDataModule):
             replacement=self.replacement,
         )
         dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
-        limit, done = None, 0
+        # Whole optimizer steps only: accumulated or not, an epoch has the same steps of the same images.
+        length, done = self.num_samples // self.batch_size * (self.batch_size // self.micro_batch_size), 0
         if self.trainer:
             limit, done = self.trainer.limit_train_batches, getattr(self.trainer.lightning_module, "iteration", 0)
-        limit = limit if isinstance(limit, int) else None
-        return TrainLoader(dataset, batches, limit=limit, done=done, **self._loading(persistent=True))
+            length = min(limit, length) if isinstance(limit, int) else length
+        return TrainLoader(dataset, batches, limit=length, done=done, **self._loading(persistent=True))
 
     def eval_dataloader(self, source: ImageSource, indices: Sequence[int], batch_size: int | None = None) -> DataLoader:
         """Centre crops of the given images, in this order."""

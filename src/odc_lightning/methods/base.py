@@ -51,6 +51,8 @@ class Method(pl.LightningModule):
         log_every_n_steps: int = 50,
     ) -> None:
         super().__init__()
+        if log_every_n_steps < 1:
+            raise ValueError(f"method.log_every_n_steps must be at least 1. Received: {log_every_n_steps}")
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.channels_last, self.compile_network = channels_last, compile
         self.log_every_n_steps = log_every_n_steps

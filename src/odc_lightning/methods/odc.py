@@ -101,6 +101,11 @@ class ODC(Method):
         ):
             if interval < 1:
                 raise ValueError(f"method.{name} must be at least 1. Received: {interval}")
+        if sobel and backbone.in_channels != 2:
+            raise ValueError(
+                f"method.sobel=true gives images of 2 channels, so backbone.in_channels must be 2. "
+                f"Received: {backbone.in_channels}"
+            )
         self.sobel: nn.Module = Sobel() if sobel else nn.Identity()
         self.backbone = backbone
         self.neck = NonLinearNeck(

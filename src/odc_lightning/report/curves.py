@@ -77,7 +77,7 @@ def _lines(
     drawn = [name for name in names if name in columns]
     for name in drawn:
         axis.plot(*columns[name], label=name.split("/")[1], linewidth=1.4)
-    if log and drawn:
+    if log and any(value > 0 for name in drawn for value in columns[name][1]):
         axis.set_yscale("log")
     if limits:
         axis.set_ylim(*limits)

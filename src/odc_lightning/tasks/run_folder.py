@@ -15,7 +15,7 @@ import yaml
 
 RESUME = ("auto", "must", "never")
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
-IDENTITY = ("seed", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
+IDENTITY = ("seed", "init", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
 MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")
@@ -54,9 +54,12 @@ class RunFolder:
         return results if same else None
 
     def require_same_run(self) -> None:
-        """Raise ValueError if the folder holds a run of other settings, naming each."""
+        """Raise ValueError if the folder holds a run of other settings, naming each.
+
+        A start that failed before its first checkpoint left nothing to lose.
+        """
         saved = self.path / "config.yaml"
-        if not saved.exists():
+        if not saved.exists() or not (self.results.exists() or any(self.checkpoints.glob("*.ckpt"))):
             return
         there, here = dict(_flat(identity(yaml.safe_load(saved.read_text())))), dict(_flat(identity(self.config)))
         changed = [

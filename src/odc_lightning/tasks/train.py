@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
 from odc_lightning.callbacks.checkpoints import newest_checkpoint
 from odc_lightning.callbacks.forecast import Forecast
 from odc_lightning.callbacks.metrics_csv import MetricsCSV, final_values
 from odc_lightning.callbacks.progress import progress_callback
-from odc_lightning.callbacks.wandb import finish_wandb, wandb_logger
+from odc_lightning.callbacks.wandb import finish_wandb, require_mode, wandb_logger
 from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
 from odc_lightning.tasks.run_folder import RESUME, RunFolder
 from odc_lightning.tasks.show import show_results
+
+STOPPED = "Stopped. The same command continues from the last checkpoint."
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -33,7 +37,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     if cfg.resume not in RESUME:
         raise ValueError(f"resume must be one of {', '.join(RESUME)}. Received: {cfg.resume!r}")
-    require_one_device_per_job(cfg)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     folder = RunFolder(HydraConfig.get().runtime.output_dir, config)
     if cfg.resume != "never":
@@ -43,43 +46,64 @@ def train(cfg: DictConfig) -> dict[str, float]:
             return results["metrics"]
         folder.require_same_run()
     datamodule, method, trainer = build(cfg)
-    checkpoint = take_up(cfg.resume, folder)
+    checkpoint = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
     method.run_config = config
     trainer.loggers = loggers(cfg, folder, checkpoint, config)
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         return finish(trainer, method, folder)
+    except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM, for the latter with exit code 0
+        sys.exit(STOPPED)
+    except Exception:
+        end_other_processes(trainer)
+        raise
     finally:
         finish_wandb()
 
 
-def require_one_device_per_job(cfg: DictConfig) -> None:
+def require_one_device_per_job(trainer: pl.Trainer) -> None:
     """``ddp`` starts its other processes with the command line, which in a sweep is the whole sweep again."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    strategy = str(OmegaConf.select(cfg, "trainer.strategy._target_") or cfg.trainer.strategy)
-    if (
-        sweeping
-        and str(cfg.trainer.devices) not in ("1", "auto")
-        and "spawn" not in strategy
-        and "DDP" in strategy.upper()
-    ):
+    if sweeping and trainer.num_devices > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         raise ValueError(
-            f"a sweep (-m) cannot run ddp on several devices: trainer.devices={cfg.trainer.devices}. Use "
+            f"a sweep (-m) cannot run ddp on several devices: trainer.devices={trainer.num_devices}. Use "
             f"trainer.devices=1 and as many jobs at a time as there are devices, or trainer.strategy=ddp_spawn"
         )
+
+
+def end_other_processes(trainer: pl.Trainer) -> None:
+    """After an error they would wait for this one, and on GPUs for long."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+
+
+def require_numbers(cfg: DictConfig) -> None:
+    """Raise ValueError for what Lightning or NumPy would stumble over later."""
+    for key, least, most in (
+        ("seed", 0, 2**32 - 1),
+        ("trainer.max_epochs", 1, None),
+        ("trainer.accumulate_grad_batches", 1, None),
+    ):
+        value = OmegaConf.select(cfg, key)
+        if type(value) is not int or value < least or (most is not None and value > most):
+            to = f" to {most}" if most else ""
+            raise ValueError(f"{key} must be a whole number from {least}{to}. Received: {value!r}")
+    if cfg.trainer.limit_train_batches in (0, 0.0):
+        raise ValueError("trainer.limit_train_batches must be above 0, or null. Received: 0")
 
 
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     """Everything a run is made of; settings that cannot work raise here."""
     quiet()
+    require_numbers(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule: DataModule = instantiate(cfg.data)
     method: Method = instantiate(cfg.method)
-    if not isinstance(cfg.trainer.max_epochs, int) or cfg.trainer.max_epochs < 1:
-        raise ValueError(f"trainer.max_epochs must be a whole number from 1. Received: {cfg.trainer.max_epochs!r}")
     if cfg.trainer.sync_batchnorm and cfg.trainer.accelerator == "cpu":
         warn("trainer.sync_batchnorm is for GPUs: each process keeps its own batch-norm statistics")
         cfg.trainer.sync_batchnorm = False
+    require_mode(cfg.logger.wandb.mode)
     callbacks = [instantiate(one) for one in cfg.callbacks.values() if one is not None]
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
@@ -88,20 +112,26 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
         enable_progress_bar=sys.stdout.isatty(),
         default_root_dir=HydraConfig.get().runtime.output_dir,
     )
+    require_one_device_per_job(trainer)
     datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
     method.require_possible(datamodule)
     return datamodule, method, trainer
 
 
-def take_up(resume: str, folder: RunFolder) -> Path | None:
+def take_up(resume: str, folder: RunFolder, max_epochs: int) -> Path | None:
     """The checkpoint to continue from; with ``resume=never`` an earlier run is moved aside.
 
     Raises:
-        ValueError: for ``resume=must`` and nothing to continue.
+        ValueError: for ``resume=must`` and nothing to continue, or a run that is further than ``max_epochs``.
     """
     checkpoint = None if resume == "never" else newest_checkpoint(folder.checkpoints)
     if resume == "must" and checkpoint is None:
         raise ValueError(f"resume=must, but {folder.checkpoints} holds no checkpoint that can be read")
+    if checkpoint and (epochs := torch.load(checkpoint, weights_only=True, mmap=True)["epoch"] + 1) > max_epochs:
+        raise ValueError(
+            f"trainer.max_epochs must be at least {epochs}, the epoch that the run in {folder.path} is in. "
+            f"Received: {max_epochs}. Give a shorter run a name of its own (run.name=...)"
+        )
     if is_rank_zero():
         if resume == "never" and (aside := folder.set_aside()):
             say(f"The run that was here is now {aside}")
