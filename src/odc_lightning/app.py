@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_kinds
+from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
 _DEBUGGING = os.environ.setdefault("ODC_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
@@ -88,7 +89,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit("Stopped. The same command continues from the last checkpoint.")
+        sys.exit(STOPPED)
     except Exception as error:
         if _DEBUGGING or not (message := plain_message(error)):
             raise

@@ -85,8 +85,6 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(writing)
         except (OSError, RuntimeError) as error:
             writing.unlink(missing_ok=True)
-            if "memory is damaged" in str(error):
-                raise
             before = f"The one before, {LAST}, is untouched: free" if (self.folder / LAST).exists() else "Free"
             raise OSError(
                 f"could not write a checkpoint to {self.folder}: {error}. {before} some space and run the same "

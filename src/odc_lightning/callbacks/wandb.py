@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import Logger
 
+from odc_lightning.checks import check_choice
 from odc_lightning.console import is_rank_zero, say
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -30,8 +31,7 @@ def wandb_logger(
     Raises:
         ValueError: for an unknown mode.
     """
-    require_mode(mode)
-    mode = resolved_mode(mode)
+    mode = resolved_mode(require_mode(mode))
     if mode == "disabled":
         return None
     if mode == "offline":
@@ -40,10 +40,9 @@ def wandb_logger(
     return _start(folder, project, mode, name, group, config)
 
 
-def require_mode(mode: str) -> None:
-    """Raise ValueError for an unknown mode."""
-    if mode not in MODES:
-        raise ValueError(f"logger.wandb.mode must be one of {', '.join(MODES)}. Received: {mode!r}")
+def require_mode(mode: str) -> str:
+    """Return the mode; ValueError for an unknown one."""
+    return check_choice("logger.wandb.mode", mode, MODES)
 
 
 def _start(folder: Path, project: str, mode: str, name: str, group: str, config: dict[str, Any]) -> Logger:

@@ -5,7 +5,6 @@ Shapes: N samples · W ranks · C clusters · D feature width · E empty cluster
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import math
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from odc_lightning.checks import check_choice
 from odc_lightning.clustering.nearest import nearest_centroid
 from odc_lightning.memory.memory import last_occurrences
 from odc_lightning.memory.ranks import Ranks
@@ -78,7 +78,7 @@ class KMeans:
         max_points_per_centroid: int = 10_000_000,
         seed: int = 0,
     ) -> None:
-        _check_backend(backend)
+        check_choice("backend", backend, BACKENDS)
         for key, value, least in (
             ("iterations", iterations, 1),
             ("max_points_per_centroid", max_points_per_centroid, 1),
@@ -127,7 +127,7 @@ class KMeans:
     def _run_torch(self, state: _Lloyd, num_clusters: int, report: Progress) -> int:
         generator = torch.Generator().manual_seed(self.seed)
         start_C = torch.randperm(state.num_samples, generator=generator)[:num_clusters]
-        state.centroids_CD = state.take(start_C.to(state.rows.device))
+        state.centroids_CD = state.ranks.take(state.rows, start_C.to(state.rows.device))
         changed, done = state.assign(), 0
         report(0, self.iterations, state.inertia(), changed)
         while changed > 0 and done < self.iterations:
@@ -179,7 +179,7 @@ def resolve_backend(backend: str, world_size: int = 1, device: torch.device | No
         ValueError: for an unknown backend.
         RuntimeError: if ``faiss`` is asked for by name and does not work, with the reason.
     """
-    _check_backend(backend)
+    check_choice("backend", backend, BACKENDS)
     if backend == "torch" or (backend == "auto" and world_size > 1):
         return "torch"
     problem = faiss_problem()
@@ -275,7 +275,7 @@ class _Lloyd:
         if len(empty_E) == 0:
             return False
         index_E = self._farthest(len(empty_E))
-        self.centroids_CD[empty_E[: len(index_E)]] = self.take(index_E)
+        self.centroids_CD[empty_E[: len(index_E)]] = self.ranks.take(self.rows, index_E)
         return len(index_E) > 0
 
     def settle(self) -> None:
@@ -290,13 +290,6 @@ class _Lloyd:
         centroids_CD = self.centroids_CD.double()
         terms_C = self.sizes_C * centroids_CD.square().sum(1) - 2 * (centroids_CD * self.sums_CD).sum(1)
         return max(math.fsum([self.squares, *terms_C.tolist()]), 0.0)  # fsum: in no order
-
-    def take(self, index_M: Tensor) -> Tensor:
-        """Rows of any samples on every rank, (M, D) float32."""
-        own = self.ranks.owned(index_M)
-        rows_MD = self.rows.new_zeros(len(index_M), self.rows.shape[1], dtype=torch.float32)
-        rows_MD[own] = self.rows[index_M[own] // self.ranks.world_size].float()
-        return self.ranks.sum(rows_MD)
 
     def all_labels(self) -> Tensor:
         """Labels of all samples on every rank, (N,) int32."""
@@ -367,13 +360,6 @@ def _sum_of_squares(rows: Tensor) -> Tensor:
     for block in _blocks(rows):
         total += block.double().square_().sum(1).div_(_SQUARES_GRID).round_().sum() * _SQUARES_GRID
     return total
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}. Received: {backend!r}.{hint}")
 
 
 def _check_sizes(owned_rows: Tensor, num_samples: int, num_clusters: int, ranks: Ranks) -> None:

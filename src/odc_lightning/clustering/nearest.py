@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from odc_lightning.checks import check_choice
+
 METRICS = ("l2", "inner_product")
 _GROUP = 64  # columns of scores whose maximum is taken together
 _BLOCK = 8192  # rows scored at once: bounds the (B, C) scores of a whole data set
@@ -46,8 +48,7 @@ def nearest_centroid(
     Raises:
         ValueError: for an unknown metric.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}. Received: {metric!r}")
+    check_choice("metric", metric, METRICS)
     bias_C = _bias(centroids_CD, metric, allowed_C)
     with full_float32(rows_BD.device):
         blocks = [_nearest_in_block(block, centroids_CD, bias_C, metric) for block in rows_BD.split(_BLOCK)]

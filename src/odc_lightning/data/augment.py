@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.random import Generator, Philox
 
+from odc_lightning.checks import check_number, check_range, check_size
 from odc_lightning.data import image_ops as ops
-from odc_lightning.data.checks import check_number, check_range, check_size
 from odc_lightning.data.image_ops import Box, Image
 
 _CROP_TRIES = 10

@@ -79,15 +79,19 @@ class DataModule(pl.LightningDataModule):
             )
 
     @property
+    def accumulate(self) -> int:
+        """Forwards of one optimizer step."""
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    @property
     def micro_batch_size(self) -> int:
         """Images of one forward over all devices: the batch less gradient accumulation."""
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        local_batch_size(self.batch_size, Ranks.current().world_size * accumulate)
-        return self.batch_size // accumulate
+        return self.batch_size // self.accumulate
 
     def train_dataloader(self) -> TrainLoader:
         """Augmented batches of this rank, resumable anywhere."""
         ranks = Ranks.current()
+        local_batch_size(self.batch_size, ranks.world_size * self.accumulate)
         batches = GlobalBatches(
             self.num_samples,
             self.micro_batch_size,
@@ -98,7 +102,7 @@ class DataModule(pl.LightningDataModule):
         )
         dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
         # Whole optimizer steps only: accumulated or not, an epoch has the same steps of the same images.
-        length, done = self.num_samples // self.batch_size * (self.batch_size // self.micro_batch_size), 0
+        length, done = self.num_samples // self.batch_size * self.accumulate, 0
         if self.trainer:
             limit, done = self.trainer.limit_train_batches, getattr(self.trainer.lightning_module, "iteration", 0)
             length = min(limit, length) if isinstance(limit, int) else length

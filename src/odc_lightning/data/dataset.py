@@ -12,8 +12,8 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from odc_lightning.checks import check_choice
 from odc_lightning.data.augment import sample_rng
-from odc_lightning.data.checks import check_choice
 from odc_lightning.data.image_ops import Image
 from odc_lightning.data.sources import BadImageError, ImageSource
 

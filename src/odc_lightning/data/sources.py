@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from odc_lightning.data.checks import check_choice
+from odc_lightning.checks import check_choice
 from odc_lightning.data.decode import BadImageError
 
 __all__ = [

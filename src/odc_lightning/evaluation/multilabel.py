@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from odc_lightning.data.checks import check_choice
+from odc_lightning.checks import check_choice
 from odc_lightning.evaluation.average_precision import ABSENT, DIFFICULT, PRESENT, average_precision, check_labels
 from odc_lightning.evaluation.liblinear import solve_liblinear
 from odc_lightning.evaluation.svm import SVMSolutions, SVMSolver, check_costs, check_features

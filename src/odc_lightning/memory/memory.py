@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odc_lightning.checks import check_choice
 from odc_lightning.clustering.nearest import METRICS, nearest_centroid
 from odc_lightning.memory.centroids import CentroidsMemory
 from odc_lightning.memory.ranks import Ranks
@@ -292,8 +293,7 @@ def check_rules(
         ("refresh", refresh, REFRESHES),
         ("row_dtype", row_dtype, tuple(ROW_DTYPES)),
     ):
-        if value not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(allowed)}. Received: {value!r}")
+        check_choice(key, value, allowed)
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum must be in (0, 1]. Received: {momentum}")
     check_sizes(num_samples, num_clusters, min_cluster_size, small_means)

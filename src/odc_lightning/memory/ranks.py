@@ -33,6 +33,17 @@ class Ranks:
             return slice(None)
         return (index_B % self.world_size == self.rank).nonzero().flatten()
 
+    def positions(self, index_B: Tensor) -> Tensor:
+        """Where this rank keeps the rows of samples that it owns."""
+        return index_B // self.world_size
+
+    def take(self, owned_rows: Tensor, index_M: Tensor) -> Tensor:
+        """Rows of any samples on every rank, (M, D) float32. Collective."""
+        own = self.owned(index_M)
+        rows_MD = owned_rows.new_zeros(len(index_M), owned_rows.shape[1], dtype=torch.float32)
+        rows_MD[own] = owned_rows[self.positions(index_M[own])].float()
+        return self.sum(rows_MD)
+
     def gather(self, local: Tensor) -> Tensor:
         """Concatenate the ranks' tensors of equal shape in rank order."""
         if self.world_size == 1:

@@ -64,11 +64,11 @@ class SamplesMemory:
 
     def owned_rows(self, index_B: Tensor) -> Tensor:
         """Rows of samples that this rank owns, (B, D)."""
-        return self.rows[index_B // self.ranks.world_size]
+        return self.rows[self.ranks.positions(index_B)]
 
     def move(self, index_B: Tensor, features_BD: Tensor, momentum: float, renormalize: bool) -> tuple[Tensor, Tensor]:
         """Eq. 2 for samples that this rank owns: F_m <- m f/|f| + (1 - m) F_m. Returns the old and the new rows."""
-        position_B = index_B // self.ranks.world_size
+        position_B = self.ranks.positions(index_B)
         old_BD = self.rows[position_B]
         moved_BD = l2_normalize(features_BD).mul_(momentum).add_(old_BD.double(), alpha=1.0 - momentum)
         new_BD = snap(l2_normalize(moved_BD) if renormalize else moved_BD, self.rows.dtype)
@@ -85,7 +85,4 @@ class SamplesMemory:
 
     def gathered_rows(self, index_M: Tensor) -> Tensor:
         """Rows of any samples on every rank, (M, D) float32."""
-        own = self.ranks.owned(index_M)
-        rows_MD = self.rows.new_zeros(len(index_M), self.rows.shape[1], dtype=torch.float32)
-        rows_MD[own] = self.owned_rows(index_M[own]).float()
-        return self.ranks.sum(rows_MD)
+        return self.ranks.take(self.rows, index_M)

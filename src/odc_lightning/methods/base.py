@@ -39,6 +39,7 @@ class Method(pl.LightningModule):
     """
 
     datamodule: DataModule
+    fingerprint: str
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class Method(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self.datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.fingerprint = self.datamodule.train_source.fingerprint()  # once: of a large folder it takes its time
         self.normalize = Normalize(self.datamodule.mean, self.datamodule.std)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -157,7 +159,7 @@ class Method(pl.LightningModule):
             "iteration": self.iteration,
             "seconds": self.seconds,
             "meters": self.meters.state_dict(Ranks.current(), self.device),
-            "data": {"fingerprint": self.datamodule.train_source.fingerprint(), "samples": self.datamodule.num_samples},
+            "data": {"fingerprint": self.fingerprint, "samples": self.datamodule.num_samples},
             **self.state(),
         }
         if self.run_config is not None:
@@ -168,7 +170,7 @@ class Method(pl.LightningModule):
             raise ValueError("this checkpoint is no odc-lightning run: resume needs one, init= takes weights only")
         state = checkpoint["method"]
         source = self.datamodule.train_source
-        if state["data"]["fingerprint"] != source.fingerprint():
+        if state["data"]["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"the checkpoint was trained on other data: {state['data']['samples']} images there, "
                 f"{len(source)} in {source.name}. Use another run.name, or resume=never to start over"

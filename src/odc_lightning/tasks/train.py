@@ -20,13 +20,12 @@ from odc_lightning.callbacks.forecast import Forecast
 from odc_lightning.callbacks.metrics_csv import MetricsCSV, final_values
 from odc_lightning.callbacks.progress import progress_callback
 from odc_lightning.callbacks.wandb import finish_wandb, require_mode, wandb_logger
+from odc_lightning.checks import check_choice
 from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
-from odc_lightning.tasks.run_folder import RESUME, RunFolder
+from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
-
-STOPPED = "Stopped. The same command continues from the last checkpoint."
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -35,8 +34,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: for settings that cannot work, before anything is written over.
     """
-    if cfg.resume not in RESUME:
-        raise ValueError(f"resume must be one of {', '.join(RESUME)}. Received: {cfg.resume!r}")
+    check_choice("resume", cfg.resume, RESUME)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     folder = RunFolder(HydraConfig.get().runtime.output_dir, config)
     if cfg.resume != "never":
@@ -46,9 +44,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
             return results["metrics"]
         folder.require_same_run()
     datamodule, method, trainer = build(cfg)
-    checkpoint = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
+    checkpoint, step = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
     method.run_config = config
-    trainer.loggers = loggers(cfg, folder, checkpoint, config)
+    trainer.loggers = loggers(cfg, folder, step, config)
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         return finish(trainer, method, folder)
@@ -118,8 +116,8 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     return datamodule, method, trainer
 
 
-def take_up(resume: str, folder: RunFolder, max_epochs: int) -> Path | None:
-    """The checkpoint to continue from; with ``resume=never`` an earlier run is moved aside.
+def take_up(resume: str, folder: RunFolder, max_epochs: int) -> tuple[Path | None, int]:
+    """The checkpoint to continue from and its step, -1 for none; ``resume=never`` moves an earlier run aside.
 
     Raises:
         ValueError: for ``resume=must`` and nothing to continue, or a run that is further than ``max_epochs``.
@@ -127,7 +125,8 @@ def take_up(resume: str, folder: RunFolder, max_epochs: int) -> Path | None:
     checkpoint = None if resume == "never" else newest_checkpoint(folder.checkpoints)
     if resume == "must" and checkpoint is None:
         raise ValueError(f"resume=must, but {folder.checkpoints} holds no checkpoint that can be read")
-    if checkpoint and (epochs := torch.load(checkpoint, weights_only=True, mmap=True)["epoch"] + 1) > max_epochs:
+    reached = torch.load(checkpoint, weights_only=True, mmap=True) if checkpoint else {"epoch": -1, "global_step": -1}
+    if (epochs := reached["epoch"] + 1) > max_epochs:
         raise ValueError(
             f"trainer.max_epochs must be at least {epochs}, the epoch that the run in {folder.path} is in. "
             f"Received: {max_epochs}. Give a shorter run a name of its own (run.name=...)"
@@ -136,13 +135,13 @@ def take_up(resume: str, folder: RunFolder, max_epochs: int) -> Path | None:
         if resume == "never" and (aside := folder.set_aside()):
             say(f"The run that was here is now {aside}")
         folder.write_config()
-    return checkpoint
+    return checkpoint, reached["global_step"]
 
 
-def loggers(cfg: DictConfig, folder: RunFolder, checkpoint: Path | None, config: dict[str, Any]) -> list:
-    """metrics.csv, put back to where the checkpoint stands, and W&B."""
+def loggers(cfg: DictConfig, folder: RunFolder, step: int, config: dict[str, Any]) -> list:
+    """metrics.csv, put back to the step of the checkpoint, and W&B."""
     metrics = MetricsCSV(folder.metrics)
-    metrics.rewind(-1 if checkpoint is None else torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
+    metrics.rewind(step)
     group = cfg.run.group or cfg.run.name
     name = folder.path.name if folder.path.name == cfg.run.name else f"{cfg.run.name}/{folder.path.name}"
     wandb = wandb_logger(folder.path, **cfg.logger.wandb, name=name, group=group, config=config)
