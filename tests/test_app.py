@@ -218,7 +218,7 @@ MISTAKES = [
     (["method.log_every_n_steps=0"], "method.log_every_n_steps must be at least 1. Received: 0"),
     (["method.metric=cosine"], "metric must be one of l2, inner_product. Received: 'cosine'"),
     (["clustering.backend=fais"], "'fais'"),
-    (["method.sobel=true"], "backbone.in_channels must be 2. Received: 1"),
+    (["backbone.in_channels=3"], "backbone.in_channels must be data.channels=1, 2 for Sobel edges. Received: 3"),
     (["optim.lr=fast"], "optim.lr must be a number. Received: fast"),
     (["schedule=cosine", "schedule.milestones=[3]"], "no key 'schedule.milestones' in schedule=cosine. It has "),
     (["backbone=timm", "backbone.name=resnet5"], "Did you mean 'resnet50'?"),

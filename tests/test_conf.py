@@ -151,7 +151,7 @@ ORDINARY_KEYS = [
     ["trainer.precision=bf16-mixed"],
     ["trainer.gradient_clip_val=1.0"],
     ["method.channels_last=true"],
-    ["method.sobel=true", "backbone.in_channels=2"],
+    ["backbone.in_channels=2"],
     ["method.row_dtype=float16"],
     ["method.loss_weight_power=0"],
     ["method.small_cluster_interval=2", "method.centroid_update_interval=1"],

@@ -24,11 +24,6 @@ def compose(data: str, augment: str, *overrides: str) -> DictConfig:
     return OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
 
 
-def test_choices() -> None:
-    assert DATA == ["cifar10", "cifar100", "folder", "imagenet", "mnist5k", "stl10"]
-    assert AUGMENT == ["digits", "none", "paper", "small"]
-
-
 @pytest.mark.parametrize("data", DATA)
 def test_data_keys_are_arguments(data: str) -> None:
     config = compose(data, "paper")

@@ -80,3 +80,11 @@ def test_remainders_name_the_nearest_sizes():
         local_batch_size(512, 3)
     with pytest.raises(ValueError, match="nearest: 8"):
         local_batch_size(5, 8)
+
+
+def test_a_given_order_is_followed_and_asked_for_when_the_epoch_begins():
+    orders = {0: np.array([3, 3, 1, 0]), 1: None}
+    batches = GlobalBatches(4, 2, seed=5, order=orders.get)
+    assert list(batches) == [[(0, 3), (0, 3)], [(0, 1), (0, 0)]]
+    batches.epoch = 1
+    assert [index for batch in batches for _, index in batch] == GlobalBatches(4, 2, seed=5).order(1).tolist()

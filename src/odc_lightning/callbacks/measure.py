@@ -17,6 +17,7 @@ from odc_lightning.evaluation.features import extract
 from odc_lightning.evaluation.knn import knn_accuracy
 from odc_lightning.memory import Ranks
 from odc_lightning.methods.base import Method
+from odc_lightning.nn.normalize import Normalize
 
 
 class Measure(Callback):
@@ -60,9 +61,10 @@ class Measure(Callback):
         if (why_not := self._knn_impossible(pl_module)) and self.knn:
             say(f"kNN is not measured: {why_not}")
         elif self.knn:
+            normalize = Normalize(pl_module.datamodule.mean, pl_module.datamodule.std).to(pl_module.device)
             self.at_start = {
                 "knn/top1_untrained": self._knn(pl_module, pl_module.represent),
-                "knn/top1_pixels": self._knn(pl_module, lambda image: pl_module.pixels(image).flatten(1)),
+                "knn/top1_pixels": self._knn(pl_module, lambda image: normalize(image).flatten(1)),
             }
             pl_module.write(self.at_start)
 

@@ -99,6 +99,7 @@ class DataModule(pl.LightningDataModule):
             rank=ranks.rank,
             world_size=ranks.world_size,
             replacement=self.replacement,
+            order=getattr(self.trainer and self.trainer.lightning_module, "sampling_order", None),
         )
         dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
         # Whole optimizer steps only: accumulated or not, an epoch has the same steps of the same images.

@@ -5,7 +5,7 @@ Positions are counted in global batches, hence do not depend on the number of ra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class GlobalBatches:
         seed: of the permutations.
         rank, world_size: which part is ours.
         replacement: draw with replacement.
+        order: of an epoch, (N,) indices, by its number; None for the permutation. Called when the epoch begins.
 
     Raises:
         ValueError: if B exceeds N or is not divisible by the number of ranks.
@@ -41,6 +42,7 @@ class GlobalBatches:
         rank: int = 0,
         world_size: int = 1,
         replacement: bool = False,
+        order: Callable[[int], np.ndarray | None] | None = None,
     ) -> None:
         local_batch_size(batch_size, world_size)
         if not 1 <= batch_size <= num_samples:
@@ -49,6 +51,7 @@ class GlobalBatches:
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size, self.replacement = rank, world_size, replacement
+        self._given_order = order
         self.epoch, self.position = 0, 0
 
     def __len__(self) -> int:
@@ -56,6 +59,8 @@ class GlobalBatches:
 
     def order(self, epoch: int) -> np.ndarray:
         """Indices of an epoch in the order of training, (N,) int64."""
+        if self._given_order is not None and (given := self._given_order(epoch)) is not None:
+            return given
         rng = np.random.default_rng([self.seed, epoch])
         if self.replacement:
             return rng.integers(self.num_samples, size=self.num_samples)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from odc_lightning.console import log
@@ -16,7 +17,8 @@ from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.memory import Ranks
 from odc_lightning.methods.meters import Meters
-from odc_lightning.nn.normalize import Normalize
+from odc_lightning.nn.backbone import Backbone
+from odc_lightning.nn.network_input import network_input
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -30,6 +32,7 @@ class Method(pl.LightningModule):
     module's hook, and a checkpoint written after n steps must hold exactly n finished iterations.
 
     Args:
+        backbone: network to train; its pooled features are what the downstream tasks use.
         optimizer: called with parameter groups.
         schedule: called with the optimizer, stepped every epoch; None keeps the learning rate.
         seed: of everything random on the device; a draw depends on (seed, step, rank) only.
@@ -40,9 +43,11 @@ class Method(pl.LightningModule):
 
     datamodule: DataModule
     fingerprint: str
+    _loss: Tensor
 
     def __init__(
         self,
+        backbone: Backbone,
         *,
         optimizer: Optimizer,
         schedule: Schedule | None = None,
@@ -54,10 +59,11 @@ class Method(pl.LightningModule):
         super().__init__()
         if log_every_n_steps < 1:
             raise ValueError(f"method.log_every_n_steps must be at least 1. Received: {log_every_n_steps}")
+        self.backbone = backbone
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.channels_last, self.compile_network = channels_last, compile
         self.log_every_n_steps = log_every_n_steps
-        self.normalize: nn.Module = nn.Identity()
+        self.network_input = nn.Sequential()  # see `see`
         self.iteration = 0  # training batches finished
         self.seconds = 0.0  # of training, over all parts of the run
         self.meters = Meters()
@@ -72,7 +78,7 @@ class Method(pl.LightningModule):
 
     def finish_iteration(self) -> dict[str, Tensor | float]:
         """What follows the optimizer step; returns values to be averaged into the next log line. Collective."""
-        return {}
+        return {"train/loss": self._loss}
 
     def gauges(self) -> dict[str, float]:
         """State worth a log line, read when the line is written."""
@@ -82,8 +88,13 @@ class Method(pl.LightningModule):
         """Current pseudo-labels of all images, (N,); None for a method without."""
         return None
 
+    def sampling_order(self, epoch: int) -> NDArray[np.int64] | None:
+        """Images of an epoch in the order of training, (N,); None: a permutation. Asked when the epoch begins."""
+        return None
+
     def require_possible(self, datamodule: DataModule) -> None:
         """Raise ValueError if the settings cannot work on this data; called before any work starts."""
+        network_input(self.backbone.in_channels, datamodule.mean, datamodule.std)
 
     def forecast(self) -> dict[str, str]:
         """What start-up should say beside steps and sizes of the weights: name to text."""
@@ -95,11 +106,11 @@ class Method(pl.LightningModule):
 
     def represent(self, image_BCHW: Tensor) -> Tensor:
         """uint8 images to the backbone's pooled features: the representation that downstream tasks use."""
-        raise NotImplementedError
+        return self.backbone(self.pixels(image_BCHW))
 
     def network(self) -> Iterable[nn.Module]:
         """Modules to compile."""
-        return ()
+        return (self.backbone,)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights, optimizer and loops: plain numbers and tensors. Collective."""
@@ -113,7 +124,7 @@ class Method(pl.LightningModule):
     def setup(self, stage: str) -> None:
         self.datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         self.fingerprint = self.datamodule.train_source.fingerprint()  # once: of a large folder it takes its time
-        self.normalize = Normalize(self.datamodule.mean, self.datamodule.std)
+        self.see(self.datamodule)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.compile_network:
@@ -130,11 +141,21 @@ class Method(pl.LightningModule):
         """Parameter groups of the optimizer."""
         return self.parameters()
 
+    def see(self, datamodule: DataModule) -> None:
+        """Take images of this data: what stands before the backbone follows from the channels of both."""
+        self.network_input = network_input(self.backbone.in_channels, datamodule.mean, datamodule.std).to(self.device)
+
     def pixels(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 images to the network's normalised float input."""
+        """uint8 images to the backbone's float input: normalised, or Sobel edges, or lightness."""
         if self.channels_last:
             image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        return self.normalize(image_BCHW)
+        return self.network_input(image_BCHW)
+
+    def watch(self, loss: Tensor, *features: Tensor) -> Tensor:
+        """The loss, kept for the log line; NaN or infinite values stop the run. See :meth:`require_finite`."""
+        self.require_finite(loss, *features)
+        self._loss = loss.detach()
+        return loss
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         rank = Ranks.current().rank

@@ -19,7 +19,6 @@ from odc_lightning.memory import Memory, Ranks, check_rules
 from odc_lightning.methods.base import Method, Optimizer, Schedule
 from odc_lightning.nn.backbone import Backbone
 from odc_lightning.nn.head import NonLinearNeck, linear_classifier
-from odc_lightning.nn.sobel import Sobel
 from odc_lightning.objective import loss_weights, weighted_cross_entropy
 
 
@@ -35,7 +34,7 @@ class ODC(Method):
     """ODC as the paper's Sec. 3 describes it; keys of ``fidelity=openselfsup`` give the authors' release instead.
 
     Args:
-        backbone: network to train; its pooled features are what the downstream tasks use.
+        backbone, optimizer, schedule, seed, channels_last, compile, log_every_n_steps: see :class:`Method`.
         kmeans: the global clustering that fills the memory before the first iteration.
         num_clusters: C (paper: 10,000 for ImageNet, ten times its classes).
         feature_dim: D, width of the head's output.
@@ -46,7 +45,6 @@ class ODC(Method):
         small_cluster_interval: iterations between two looks for small clusters.
         loss_weight_power: p of the weights w_c ~ 1 / N_c^p (paper: 0.5; 0 switches re-weighting off).
         head_momentum: SGD momentum of the classifier; None: as all others (release: 0).
-        sobel: feed Sobel edges instead of colours (for DC-like ablations; the paper's ODC uses RGB).
         metric, renormalize, refresh, small_means, split_side, guarantee_size, row_dtype: see
             :class:`odc_lightning.memory.Memory`.
         optimizer, schedule, seed, channels_last, compile, log_every_n_steps: see :class:`Method`.
@@ -74,7 +72,6 @@ class ODC(Method):
         small_cluster_interval: int = 1,
         loss_weight_power: float = 0.5,
         head_momentum: float | None = None,
-        sobel: bool = False,
         metric: str = "l2",
         renormalize: bool = False,
         refresh: str = "involved",
@@ -88,6 +85,7 @@ class ODC(Method):
         log_every_n_steps: int = 50,
     ) -> None:
         super().__init__(
+            backbone,
             optimizer=optimizer,
             schedule=schedule,
             seed=seed,
@@ -101,13 +99,6 @@ class ODC(Method):
         ):
             if interval < 1:
                 raise ValueError(f"method.{name} must be at least 1. Received: {interval}")
-        if sobel and backbone.in_channels != 2:
-            raise ValueError(
-                f"method.sobel=true gives images of 2 channels, so backbone.in_channels must be 2. "
-                f"Received: {backbone.in_channels}"
-            )
-        self.sobel: nn.Module = Sobel() if sobel else nn.Identity()
-        self.backbone = backbone
         self.neck = NonLinearNeck(
             backbone.feature_dim,
             hidden_dim,
@@ -149,10 +140,8 @@ class ODC(Method):
         labels_B = self.memory.labels(batch.index)
         ok_B = self.readable(batch)
         loss = weighted_cross_entropy(self.classifier(feature_BD), labels_B, self.weights_C, ok_B)
-        self.require_finite(feature_BD, loss)
         self._forward_of = ForwardOf(batch.index, feature_BD.detach(), ok_B)
-        self._loss = loss.detach()
-        return loss
+        return self.watch(loss, feature_BD)
 
     def finish_iteration(self) -> dict[str, Tensor | float]:
         """Steps 3 and 4, in ``on_train_batch_end``."""
@@ -174,10 +163,7 @@ class ODC(Method):
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """uint8 images (B, 3, H, W) to the head's features (B, D), non-negative."""
-        return self.neck(self.backbone(self.sobel(self.pixels(image_BCHW))))
-
-    def represent(self, image_BCHW: Tensor) -> Tensor:
-        return self.backbone(self.sobel(self.pixels(image_BCHW)))
+        return self.neck(self.represent(image_BCHW))
 
     def _every(self, interval: int) -> bool:
         """Is this the interval-th optimizer step? Iterations count from 1."""
@@ -193,6 +179,7 @@ class ODC(Method):
         return self.memory.labels_N
 
     def require_possible(self, datamodule: DataModule) -> None:
+        super().require_possible(datamodule)
         check_rules(num_samples=datamodule.num_samples, **self.memory_rules)
         resolve_backend(self.kmeans.backend, Ranks.current().world_size)  # a broken faiss shows now, not after an hour
 

@@ -16,7 +16,7 @@ import yaml
 RESUME = ("auto", "must", "never")
 STOPPED = "Stopped. The same command continues from the last checkpoint."
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
-IDENTITY = ("seed", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
+IDENTITY = ("seed", "init", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
 MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")

@@ -44,6 +44,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             return results["metrics"]
         folder.require_same_run()
     datamodule, method, trainer = build(cfg)
+    start_from(cfg, method, folder)
     checkpoint, step = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
     method.run_config = config
     trainer.loggers = loggers(cfg, folder, step, config)
@@ -114,6 +115,15 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
     method.require_possible(datamodule)
     return datamodule, method, trainer
+
+
+def start_from(cfg: DictConfig, method: Any, folder: RunFolder) -> None:
+    """Load the backbone that ``init`` names, at the first start only: a resume never needs that file again."""
+    if cfg.resume != "never" and any(folder.checkpoints.glob("*.ckpt")):
+        return
+    report = instantiate(cfg.init)(method.backbone)
+    if report is not None:
+        say(str(report))
 
 
 def take_up(resume: str, folder: RunFolder, max_epochs: int) -> tuple[Path | None, int]:
