@@ -1,6 +1,6 @@
 """Sources of images: N arrays under a fixed numbering. A source knows nothing of augmentation or batches.
 
-Labels are there for measuring only. No data set hands them to a loss.
+Labels are there for measuring, and for the supervised baseline. No data set hands them to a loss.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ __all__ = [
     "ImageSource",
     "MissingSplitError",
     "Mnist5k",
+    "UNKNOWN",
     "TorchvisionImages",
     "check_split",
 ]
 
 SPLITS = ("train", "val")
+UNKNOWN = -1  # target of an image without a label
 _HASHED_BYTES = 32 << 20
 _STL10_SIDE = 96
 

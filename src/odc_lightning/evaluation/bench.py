@@ -15,7 +15,7 @@ from odc_lightning.checks import check_choice
 from odc_lightning.console import say, size
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Transform
-from odc_lightning.data.sources import ImageSource
+from odc_lightning.data.sources import UNKNOWN, ImageSource
 from odc_lightning.evaluation.cache import CachedFeatures, require_space
 from odc_lightning.evaluation.features import extract_layers, plain
 from odc_lightning.evaluation.network import PIXELS, FrozenNetwork
@@ -23,7 +23,6 @@ from odc_lightning.evaluation.taps import GAP, Pools
 from odc_lightning.evaluation.views import VIEWS, Stretch
 from odc_lightning.memory import Ranks
 
-UNKNOWN = -1
 Log = Callable[[Mapping[str, float], int], None]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odc_lightning.clustering.nearest import full_float32
+from odc_lightning.data.sources import UNKNOWN
 
-UNKNOWN = -1
 _SCORES = 2**26  # similarities held at once: 256 MiB
 _WEIGHT_GRID = 2.0**-40  # sums of up to 2^13 weights are exact, so that atomics in any order give the same votes
 

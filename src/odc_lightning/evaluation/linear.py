@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from odc_lightning.checks import check_choice
+from odc_lightning.data.sources import UNKNOWN
 from odc_lightning.evaluation.batches import AugmentedBatches, Batches, CachedBatches, global_batches, on_device
-from odc_lightning.evaluation.bench import UNKNOWN, Bench
+from odc_lightning.evaluation.bench import Bench
 from odc_lightning.evaluation.heads import LinearHeads, top1, train_heads
 from odc_lightning.evaluation.protocol import Protocol, Sgd
 from odc_lightning.evaluation.taps import CONVOLUTIONS, POOL_CHOICES, Pools
