@@ -82,18 +82,35 @@ def binaries(tmp_path_factory):
     return root
 
 
+def method_of(*overrides):
+    """The method that a command chooses."""
+    GlobalHydra.instance().clear()
+    chosen = [override for override in overrides if override.startswith(("experiment=", "method=", "~experiment"))]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=chosen, return_hydra_config=True).hydra.runtime.choices["method"]
+
+
+def key_of_method(override):
+    """``num_clusters`` of ``method.num_clusters=3``; None for what is no key of a method."""
+    return override.partition("=")[0].removeprefix("method.") if override.startswith("method.") else None
+
+
 @pytest.fixture
 def few_steps(tmp_path, photographs, binaries, monkeypatch):
     """Runs a few steps of what the arguments name and returns the results."""
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)  # sums of the real files
 
     def go(*args):
+        own = set(OmegaConf.load(CONF / "method" / f"{method_of(*args)}.yaml"))
+        args = [arg for arg in args if key_of_method(arg) is None or key_of_method(arg) in own]
         cfg = composed(*args)
         source = str(cfg.data.source["_target_"]).rsplit(".", 1)[-1]
         root = {"ImageNet": photographs, "ImageFolder": photographs, "TorchvisionImages": binaries}.get(source)
         data = [f"data.root={root}"] if root else []
         data += [f"data.cache_dir={tmp_path}"] if "cache_dir" in cfg.data else []
-        outcome = run(f"run.root={tmp_path}", *SHORT, *data, *args)
+        data += [f"method.num_classes={2 if root == photographs else 10}"] if "num_classes" in own else []
+        short = [arg for arg in SHORT if key_of_method(arg) is None or key_of_method(arg) in own]
+        outcome = run(f"run.root={tmp_path}", *short, *data, *args)
         assert outcome.code == 0, outcome.text
         (results,) = tmp_path.rglob("results.json")
         metrics = json.loads(results.read_text())["metrics"]

@@ -1,5 +1,6 @@
 """task=evaluate as people use it: every protocol on data in its public layout, and what goes wrong."""
 
+import csv
 import json
 import shutil
 
@@ -234,6 +235,22 @@ def test_other_settings_are_refused_other_weights_replace(finished_run):
     assert (finished_run / "evaluations" / "knn.1" / "results.json").exists()
 
 
+def test_svm_and_low_shot_on_single_labels_are_one_against_the_rest(finished_run):
+    costs = "protocol.costs=[0.1,1.0]"
+    outcome = evaluate(finished_run, "protocol=voc07_svm", "protocol.layers=[conv1,gap]", costs, "baseline=true")
+    assert outcome.code == 0, outcome.text
+    metrics = results(finished_run, "voc07_svm")["metrics"]
+    assert metrics["svm/pixels/map"] == 100  # the colour tells the kind
+    table = list(csv.DictReader((finished_run / "evaluations" / "voc07_svm" / "ap.csv").open()))
+    assert [row["class"] for row in table] == [*KINDS, *KINDS]
+    each = [np.mean([float(row["ap"]) for row in table if row["layer"] == layer]) for layer in ("conv1", "gap")]
+    assert [metrics["svm/conv1/map"], metrics["svm/gap/map"]] == pytest.approx(each, rel=1e-4)
+    shots = ["protocol=voc07_low_shot", "protocol.layer=gap", "protocol.shots=[1]", costs, "protocol.samples=2"]
+    outcome = evaluate(finished_run, *shots, "protocol.jobs=1")
+    assert outcome.code == 0, outcome.text
+    assert 0 < results(finished_run, "voc07_low_shot")["metrics"]["lowshot/1/map"] <= 100
+
+
 def test_a_sweep_over_protocols_and_their_keys(finished_run):
     args = ["-m", "task=evaluate", f"init.path={finished_run}", f"run.root={finished_run.parent}", *RUN]
     outcome = run(*args, "protocol=knn,agreement")
@@ -277,7 +294,7 @@ WITHOUT_VAL = "this protocol needs validation images, and folder has none"
         (["protocol=linear", "protocol.recipe=papers"], "protocol.recipe must be one of paper, openselfsup"),
         (["protocol=linears"], "protocol=linears is not a choice. Did you mean linear"),
         (["protocol.num_classes=5"], "protocol.num_classes=5, but the training images of folder have 3 classes"),
-        (["protocol=voc07_svm"], "this protocol needs images with several labels each: data=voc2007"),
+        (["protocol=voc07_svm", "protocol.num_classes=20"], "protocol.num_classes=20, but folder has 3 classes"),
         (["protocol.layer=conv9"], "protocol.layers of small_resnet must be one of"),
         (["evaluate.precision=8-bit"], "evaluate.precision must be one of 32-true"),
         (["data.image_size=32"], "data.image_size can be given together with data=... or experiment=..."),

@@ -1,4 +1,4 @@
-"""VOC2007 SVM and low-shot as protocols, for VOC2007 or any images with several labels each."""
+"""VOC2007 SVM and low-shot as protocols, for VOC2007 or any labelled images, with one label each or several."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from odc_lightning.checks import check_choice
 from odc_lightning.console import say
 from odc_lightning.data.multilabel_csv import MultiLabelSource
+from odc_lightning.data.sources import UNKNOWN
+from odc_lightning.evaluation.average_precision import DIFFICULT
 from odc_lightning.evaluation.bench import Bench
 from odc_lightning.evaluation.low_shot import SHOTS, LowShotResult, low_shot_protocol
 from odc_lightning.evaluation.multilabel import COSTS, SOLVERS, SVMResult, best_layer, svm_protocol
@@ -24,7 +26,8 @@ from odc_lightning.evaluation.views import VIEWS
 class VocSVM(Protocol):
     """A linear SVM for each class on each layer's features (paper, Sec. 4.1, Table 3), see :func:`svm_protocol`.
 
-    Works on any images with several labels each; ``svm/map`` is the best layer's, as the paper reports.
+    Works on any images with several labels each, and on single labels, one class against the rest; ``svm/map`` is the
+    best layer's, as the paper reports.
 
     Args:
         layers, pools: to measure.
@@ -78,7 +81,7 @@ class VocSVM(Protocol):
                 train_labels,
                 val[layer].to(bench.device),
                 val_labels,
-                classes=_multi_label_source(bench, "train").classes,
+                classes=_label_matrix(bench, "train")[1],
                 costs=self.costs,
                 folds=self.folds,
                 class_weight=self.class_weight,
@@ -146,7 +149,7 @@ class VocLowShot(Protocol):
             train_labels,
             val[layer],
             val_labels,
-            classes=_multi_label_source(bench, "train").classes,
+            classes=_label_matrix(bench, "train")[1],
             shots=self.shots,
             samples=self.samples,
             costs=self.costs,
@@ -163,25 +166,27 @@ def _multi_labelled(bench: Bench, split: str, pools: Pools, view: str) -> tuple[
     """Features (M, D) of each layer and labels (M, K) of the images that could be read."""
     features = bench.features(split, pools, view)
     rows = bench.readable(split, pools, view)
-    labels = _multi_label_source(bench, split).label_matrix[rows.numpy()]
+    labels = _label_matrix(bench, split)[0][rows.numpy()]
     return {layer: values[rows].flatten(1) for layer, values in features.items()}, labels
 
 
-def _multi_label_source(bench: Bench, split: str) -> MultiLabelSource:
+def _label_matrix(bench: Bench, split: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Labels (N, K), 1, 0 or -1 for unknown, and the K names; single labels become one class against the rest."""
     source = bench.source(split)
-    if not isinstance(source, MultiLabelSource):
-        raise ValueError(
-            f"this protocol needs images with several labels each: data=voc2007, or data=multilabel with a CSV of "
-            f"labels. Received: {source.name}"
-        )
-    return source
+    if isinstance(source, MultiLabelSource):
+        return source.label_matrix, source.classes
+    targets_N, count = bench.targets(split), bench.num_classes()
+    matrix_NK = np.where(targets_N[:, None] == UNKNOWN, DIFFICULT, targets_N[:, None] == np.arange(count))
+    return matrix_NK.astype(np.int64), source.classes or list(map(str, range(count)))
 
 
 def _require_classes(bench: Bench, wanted: int | None) -> None:
     for split in ("train", "val"):
-        source = _multi_label_source(bench, split)
-        if wanted is not None and len(source.classes) != wanted:
-            raise ValueError(f"protocol.num_classes={wanted}, but {source.name} has {len(source.classes)} classes")
+        matrix_NK, _ = _label_matrix(bench, split)
+        if wanted is not None and matrix_NK.shape[1] != wanted:
+            raise ValueError(
+                f"protocol.num_classes={wanted}, but {bench.source(split).name} has {matrix_NK.shape[1]} classes"
+            )
 
 
 def _write_ap(path: Path, results: dict[str, SVMResult]) -> None:

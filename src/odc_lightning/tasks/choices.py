@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 # Groups in which an experiment sets keys that other choices do not have, such as schedule.milestones.
-SWAPPED = ("backbone", "optim", "schedule")
+SWAPPED = ("method", "backbone", "optim", "schedule")
 
 
 def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]) -> dict[str, list[str]]:
