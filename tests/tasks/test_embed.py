@@ -1,8 +1,7 @@
 """task=embed: features, clusters and distances of a run's images and of any others."""
 
-import importlib.util
-
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -61,10 +60,7 @@ def test_any_other_folder_with_an_image_that_cannot_be_read(trained, tmp_path):
     assert [path.name for path in file.parent.iterdir()] == ["table.npz"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_holds_the_same(tmp_path):
-    import pandas
-
     table = {
         "path": np.array(["a", "b"]),
         "feature": np.eye(2, dtype=np.float32),
@@ -79,7 +75,7 @@ def test_parquet_holds_the_same(tmp_path):
 
 def test_parquet_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="embed.format=parquet needs pandas and pyarrow, .*pip install pandas pyarrow"):
+    with pytest.raises(ValueError, match="embed.format=parquet needs pandas and pyarrow, .*odc-lightning.parquet"):
         require_parquet()
 
 
@@ -92,7 +88,7 @@ def test_parquet_without_its_packages_says_what_to_install(monkeypatch):
             "embed.feature must be one of backbone, head. Received: 'heads'. Did you mean 'head'",
         ),
         (["init.path=null"], "task=embed needs a run: init.path=runs/<name>. Received: None"),
-        (["embed.images=nowhere"], "data.root must be an existing folder"),
+        (["embed.images=nowhere"], "embed.images must be an existing folder. Received: nowhere"),
     ],
 )
 def test_what_cannot_work_is_said(trained, args, message):

