@@ -31,9 +31,8 @@ class Clusters(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and (
-            sizes_C := pl_module.cluster_sizes()
-        ) is not None:
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and (sizes_C := pl_module.cluster_sizes()) is not None:
             self._histogram(trainer, sizes_C)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
