@@ -61,7 +61,8 @@ def test_named_keys_and_choices_exist():
         path.name: {file.stem for file in path.glob("*.yaml")} for path in (ROOT / "conf").iterdir() if path.is_dir()
     }
     known = set(keys(yaml.safe_load(run("--cfg", "job").text)))
-    known |= set(keys(yaml.safe_load(run("experiment=odc_cifar10", "--cfg", "job").text)))
+    for experiment in ("odc_cifar10", "dc_cifar10"):
+        known |= set(keys(yaml.safe_load(run(f"experiment={experiment}", "--cfg", "job").text)))
     for name, value in re.findall(r"`(\w+(?:\.\w+)*)=([\w./]*)", README):
         if name in groups:
             assert value in groups[name], f"{name}={value}"
