@@ -204,6 +204,8 @@ MISTAKES = [
     (["experiment=odc_r5"], "experiment=odc_r5 is not a choice. Did you mean odc_r50"),
     (["trainer=dpp"], "trainer=dpp is not a choice. Did you mean ddp?"),
     (["fidelity=opensefsup"], "fidelity=opensefsup is not a choice. Did you mean openselfsup?"),
+    (["fidelity=facebook"], "fidelity of method=odc must be one of openselfsup, paper. Received: 'facebook'"),
+    (["method=deepcluster", "fidelity=papr"], "fidelity=papr is not a choice. Did you mean paper?"),
     (["~experiment"], "run.name must be given"),
     (["method.num_clusters=4001"], "num_clusters must not exceed the number of samples, 4000. Received: 4001"),
     (["method.num_clusters=1e3"], "method.num_clusters must be a whole number. Received: 1e3"),

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from app_runner import run, write_images
 from odc_lightning.app import conf_dir
 from odc_lightning.data.datamodule import DataModule
+from odc_lightning.methods.base import Method
+from odc_lightning.methods.deepcluster import DeepCluster
 from odc_lightning.methods.odc import ODC
 
 CONF = conf_dir()
@@ -151,12 +153,28 @@ OTHERS = [
     f"{group}={choice}"
     for group in ("augment", "clustering", "fidelity", "method", "optim", "schedule")
     for choice in GROUPS[group]
+    if choice != "facebook"  # DeepCluster's, see below
 ]
 
 
 @pytest.mark.parametrize("choice", OTHERS)
 def test_every_other_choice_trains(few_steps, choice):
     few_steps("experiment=folder", *SMALL, choice, *NO_PICTURE)
+
+
+@pytest.mark.parametrize("fidelity", GROUPS["fidelity"])
+@pytest.mark.parametrize("method", ["deepcluster", "supervised"])
+def test_every_fidelity_trains_with_other_methods(few_steps, method, fidelity):
+    few_steps("experiment=folder", *SMALL, f"method={method}", f"fidelity={fidelity}", *NO_PICTURE)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["method.balance=reweight"], ["method.balance=none", "data.replacement=true"], ["trainer.precision=bf16-mixed"]],
+    ids=" ".join,
+)
+def test_keys_of_deepcluster(few_steps, keys):
+    few_steps("experiment=folder", *SMALL, "method=deepcluster", "method.reassign_every=2", *NO_PICTURE, *keys)
 
 
 def test_trainer_gpu_trains_where_there_is_none(few_steps):
@@ -225,10 +243,27 @@ def test_recipes_are_the_papers_and_the_releases():
     assert release.data.replacement
 
 
+def test_recipe_of_deepcluster_is_odcs_but_for_what_the_paper_names():
+    odc, dc = (composed(f"experiment={name}_r50", "data.root=/data") for name in ("odc", "dc"))
+    assert (dc.optim.lr, dc.backbone.in_channels) == (0.1, 2)
+    dc.optim.lr, dc.backbone.in_channels, dc.run.name = odc.optim.lr, odc.backbone.in_channels, odc.run.name
+    for group in odc:
+        if group != "method":
+            assert dc[group] == odc[group], group
+    assert (dc.method.num_clusters, dc.method.balance, dc.method.reassign_every) == (10_000, "uniform", 1)
+    alexnet = composed("experiment=dc_alexnet", "data.root=/data")
+    assert (alexnet.optim.lr, alexnet.data.batch_size, alexnet.trainer.max_epochs) == (0.05, 256, 500)
+    assert (alexnet.method.clustered, alexnet.method.head_momentum) == ("before_relu", 0.0)
+
+
+def rules(method):
+    """What each fidelity sets for a method."""
+    folder = CONF / "fidelity" / "method" / method
+    return {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+
+
 def test_both_fidelities_set_the_same_keys_and_all_are_arguments():
-    paper, release = (
-        yaml.safe_load((CONF / "fidelity" / f"{name}.yaml").read_text()) for name in ("paper", "openselfsup")
-    )
+    paper, release = rules("odc")["paper"], rules("odc")["openselfsup"]
     assert paper.keys() == release.keys()
     for group, cls in (("method", ODC), ("data", DataModule)):
         assert paper[group].keys() == release[group].keys()
@@ -236,9 +271,33 @@ def test_both_fidelities_set_the_same_keys_and_all_are_arguments():
         assert all(paper[group][key] != release[group][key] for key in paper[group])
 
 
+@pytest.mark.parametrize("method", ["odc", "deepcluster"])
+def test_fidelities_agree_on_keys_and_the_papers_are_the_defaults(method):
+    assert rules(method).keys() <= set(GROUPS["fidelity"])
+    own = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
+    for name, sets in rules(method).items():
+        assert sets["method"].keys() == rules(method)["paper"]["method"].keys(), name
+    assert rules(method)["paper"]["method"].items() <= own.items()
+
+
+@pytest.mark.parametrize(
+    "choice", [("method=odc", "paper"), ("method=odc", "openselfsup"), ("method=supervised", "paper")]
+)
+def test_fidelity_sets_exactly_its_keys(choice):
+    method, fidelity = choice
+    cfg, plain = (composed(method, "~experiment", *more) for more in ([f"fidelity={fidelity}"], []))
+    sets = rules(method.removeprefix("method=")).get(fidelity, {"method": {}, "data": {"replacement": False}})
+    assert cfg.method == {**plain.method, **sets["method"]}
+    assert cfg.data == {**plain.data, **sets["data"]}
+    assert {k: v for k, v in cfg.items() if k not in ("method", "data")} == {
+        k: v for k, v in plain.items() if k not in ("method", "data")
+    }
+
+
 def test_every_key_of_the_method_is_an_argument():
-    keys = yaml.safe_load((CONF / "method" / "odc.yaml").read_text()).keys() - {"_target_"}
-    assert keys == inspect.signature(ODC).parameters.keys()
+    for name, cls in (("odc", ODC), ("deepcluster", DeepCluster)):
+        keys = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text()).keys() - {"_target_"}
+        assert keys == {**inspect.signature(cls).parameters, **inspect.signature(Method).parameters}.keys() - {"keys"}
 
 
 def test_the_primary_config_is_short():

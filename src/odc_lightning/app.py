@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_kinds
+from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds
 from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
@@ -73,11 +73,12 @@ def run_task(cfg: DictConfig) -> Any:
 
 def settle(cfg: DictConfig) -> None:
     """Hold the command line against conf/; see :mod:`odc_lightning.tasks.choices`."""
-    given = HydraConfig.get().overrides.task
+    given, choices = HydraConfig.get().overrides.task, dict(HydraConfig.get().runtime.choices)
+    require_fidelity(conf_dir(), choices)
     for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), list(given)).items():
         if _rank() == "0":
             log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
-    require_kinds(cfg, conf_dir(), dict(HydraConfig.get().runtime.choices), list(given))
+    require_kinds(cfg, conf_dir(), choices, list(given))
 
 
 def main() -> None:

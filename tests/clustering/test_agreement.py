@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 
-from odc_lightning.clustering.agreement import agreement, cluster_accuracy, size_entropy
+from odc_lightning.clustering.agreement import agreement, cluster_accuracy, size_entropy, switch_ratio
 
 pairs = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=40).map(
     lambda pairs: np.array(pairs).T
@@ -180,3 +181,31 @@ def test_fast_at_the_size_of_imagenet():
     started = time.process_time()
     agreement(clusters, truth)
     assert time.process_time() - started < 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_switch_ratio_is_what_no_renaming_can_undo(pairs):
+    new, old = np.array(pairs).T
+    least = min(np.mean(np.array(names)[new] != old) for names in itertools.permutations(range(4)))
+    assert switch_ratio(new, old) == pytest.approx(least)
+    assert switch_ratio((new + 2) % 4, old) == switch_ratio(new, old)
+
+
+def test_matching_equals_a_dense_one_at_hundreds_of_clusters():
+    rng = np.random.default_rng(1)
+    old = rng.integers(0, 300, 20_000)
+    new = np.where(rng.random(old.size) < 0.5, rng.integers(0, 300, old.size), rng.permutation(300)[old])
+    table = np.zeros((300, 300))
+    np.add.at(table, (new, old), 1)
+    matched = table[linear_sum_assignment(table, maximize=True)].sum()
+    assert cluster_accuracy(new, old) == matched / old.size
+
+
+def test_switch_ratio_is_fast_at_the_size_of_imagenet():
+    rng = np.random.default_rng(2)
+    old = rng.integers(0, 10_000, 1_280_000).astype(np.int32)
+    new = np.where(rng.random(old.size) < 0.6, rng.integers(0, 10_000, old.size), old).astype(np.int32)
+    started = time.process_time()
+    assert switch_ratio(new, old) == pytest.approx(0.6, abs=0.01)
+    assert time.process_time() - started < 4

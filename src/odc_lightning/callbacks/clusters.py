@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from odc_lightning.methods.odc import ODC
+from odc_lightning.data.sources import ImageSource
+from odc_lightning.methods.base import Method
 from odc_lightning.report.curves import ASSIGNMENTS, draw_run
 
 
@@ -31,16 +30,19 @@ class Clusters(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0 and isinstance(pl_module, ODC):
-            self._histogram(trainer, pl_module.memory.sizes_C)
+        assert isinstance(pl_module, Method)
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and (sizes_C := pl_module.cluster_sizes()) is not None:
+            self._histogram(trainer, sizes_C)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not isinstance(pl_module, ODC):
+        assert isinstance(pl_module, Method)
+        labels_N, distance_N = pl_module.pseudo_labels(), pl_module.centroid_distances()
+        if labels_N is None or distance_N is None:
             return
-        distance_N = distances(pl_module)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            write_assignments(folder / ASSIGNMENTS, pl_module, distance_N)
+            write_assignments(folder / ASSIGNMENTS, pl_module.datamodule.train_source, labels_N, distance_N)
             picture = draw_run(folder)
             for logger in trainer.loggers:
                 if picture and isinstance(logger, WandbLogger):
@@ -55,30 +57,13 @@ class Clusters(Callback):
                 logger.experiment.log({"memory/cluster_sizes": histogram, "trainer/global_step": trainer.global_step})
 
 
-@torch.no_grad()
-def distances(method: ODC, block: int = 65536) -> Tensor:
-    """Euclidean distance of every sample's memory row to its centroid, (N,) float32 on the host. Collective."""
-    memory = method.memory
-    owned_labels = memory.labels_N[memory.ranks.rank :: memory.ranks.world_size].long()
-    parts = [
-        (rows.float() - memory.centroids.centroids_CD[labels]).norm(dim=1)
-        for rows, labels in zip(memory.samples.rows.split(block), owned_labels.split(block), strict=True)
-    ]
-    return memory.ranks.collect_rows(torch.cat(parts), memory.num_samples)
-
-
-def write_assignments(path: Path, method: ODC, distance_N: Tensor) -> None:
+def write_assignments(path: Path, source: ImageSource, labels_N: Tensor, distance_N: Tensor) -> None:
     """Rows of path, cluster, distance to the centroid."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writing = path.with_suffix(".writing")
     with writing.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "cluster", "distance"])
-        table.writerows(_assignments(method, distance_N))
+        for index, (label, distance) in enumerate(zip(labels_N.tolist(), distance_N.tolist(), strict=True)):
+            table.writerow([source.path(index), label, f"{distance:.6g}"])
     os.replace(writing, path)
-
-
-def _assignments(method: ODC, distance_N: Tensor) -> Iterator[tuple[str, int, str]]:
-    source = method.datamodule.train_source
-    for index, (label, distance) in enumerate(zip(method.memory.labels_N.tolist(), distance_N.tolist(), strict=True)):
-        yield source.path(index), label, f"{distance:.6g}"

@@ -5,6 +5,7 @@ Shapes: N samples · W ranks · C clusters · D feature width · E empty cluster
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import math
@@ -88,6 +89,12 @@ class KMeans:
                 raise ValueError(f"{key} must be at least {least}. Received: {value}")
         self.backend, self.iterations, self.seed = backend, iterations, seed
         self.max_points_per_centroid = max_points_per_centroid
+
+    def with_seed(self, seed: int) -> KMeans:
+        """The same with other starting rows: for a clustering of every epoch."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     @torch.no_grad()
     def fit(

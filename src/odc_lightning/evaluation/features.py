@@ -38,18 +38,27 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def extract(encode: Callable[[Tensor], Tensor], module: nn.Module, loader: DataLoader, title: str) -> Tensor:
-    """Encode every image of a loader, float32 (len(dataset), D) on the module's device, in the loader's order.
+def extract(
+    encode: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    loader: DataLoader,
+    title: str,
+    keep_on: torch.device | str | None = None,
+) -> Tensor:
+    """Encode every image of a loader, float32 (len(dataset), D), in the loader's order.
 
     Args:
         encode: uint8 images (B, C, H, W) to features (B, D).
         module: what runs in eval mode meanwhile and tells the device.
         loader: yields batches with ``image``.
         title: of the progress bar; rank 0 of a terminal shows it.
+        keep_on: where the rows are gathered; default: the module's device.
     """
-    device = next(module.parameters()).device
+    device, parts = next(module.parameters()).device, []
     with eval_mode(module):
-        parts = [encode(batch.image.to(device, non_blocking=True)).float() for batch in progress(loader, title)]
+        for batch in progress(loader, title):
+            rows = encode(batch.image.to(device, non_blocking=True)).float()
+            parts.append(rows.to(keep_on or device))
     return torch.cat(parts)
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from odc_lightning.clustering.agreement import size_entropy
 from odc_lightning.console import log
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
@@ -81,11 +82,30 @@ class Method(pl.LightningModule):
         return {"train/loss": self._loss}
 
     def gauges(self) -> dict[str, float]:
-        """State worth a log line, read when the line is written."""
-        return {}
+        """State worth a log line, read when the line is written: here the sizes of the clusters, if there are any."""
+        if (sizes_C := self.cluster_sizes()) is None:
+            return {}
+        sizes_C = sizes_C.cpu()
+        return {
+            "memory/cluster_size_min": float(sizes_C.min()),
+            "memory/cluster_size_median": float(sizes_C.median()),
+            "memory/cluster_size_max": float(sizes_C.max()),
+            "memory/size_entropy": size_entropy(sizes_C),
+        }
 
     def pseudo_labels(self) -> Tensor | None:
         """Current pseudo-labels of all images, (N,); None for a method without."""
+        return None
+
+    def cluster_sizes(self) -> Tensor | None:
+        """Members of each cluster, (C,); None for a method without clusters."""
+        return None
+
+    def centroid_distances(self) -> Tensor | None:
+        """Euclidean distance of each image's feature to its centroid, (N,) float32 on the host. Collective.
+
+        None for a method without clusters.
+        """
         return None
 
     def sampling_order(self, epoch: int) -> NDArray[np.int64] | None:

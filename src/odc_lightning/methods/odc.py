@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from odc_lightning.clustering.agreement import size_entropy
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
 from odc_lightning.console import clock, iteration_bar, say, size
 from odc_lightning.data.datamodule import DataModule
@@ -178,6 +178,19 @@ class ODC(Method):
     def pseudo_labels(self) -> Tensor:
         return self.memory.labels_N
 
+    def cluster_sizes(self) -> Tensor:
+        return self.memory.sizes_C
+
+    @torch.no_grad()
+    def centroid_distances(self, block: int = 65536) -> Tensor:
+        memory = self.memory
+        owned_labels = memory.labels_N[memory.ranks.rank :: memory.ranks.world_size].long()
+        parts = [
+            (rows.float() - memory.centroids.centroids_CD[labels]).norm(dim=1)
+            for rows, labels in zip(memory.samples.rows.split(block), owned_labels.split(block), strict=True)
+        ]
+        return memory.ranks.collect_rows(torch.cat(parts), memory.num_samples)
+
     def require_possible(self, datamodule: DataModule) -> None:
         super().require_possible(datamodule)
         check_rules(num_samples=datamodule.num_samples, **self.memory_rules)
@@ -225,14 +238,7 @@ class ODC(Method):
         self.weights_C = loss_weights(self.memory.sizes_C, self.loss_weight_power)
 
     def gauges(self) -> dict[str, float]:
-        sizes = self.memory.sizes_C.cpu()
-        return {
-            "memory/cluster_size_min": float(sizes.min()),
-            "memory/cluster_size_median": float(sizes.median()),
-            "memory/cluster_size_max": float(sizes.max()),
-            "memory/size_entropy": size_entropy(sizes),
-            "memory/splits": float(self.memory.refilled),
-        }
+        return {**super().gauges(), "memory/splits": float(self.memory.refilled)}
 
     def state(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict()}

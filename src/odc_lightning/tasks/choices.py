@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from odc_lightning.checks import check_choice
+
 # Groups in which an experiment sets keys that other choices do not have, such as schedule.milestones.
 SWAPPED = ("method", "backbone", "optim", "schedule")
 
@@ -36,6 +38,20 @@ def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]
         if foreign:
             dropped[choice] = foreign
     return dropped
+
+
+def require_fidelity(conf: Path, choices: dict[str, str]) -> None:
+    """Raise ValueError where a method has rules by ``fidelity``, but none of the chosen name.
+
+    A method without rules of its own trains alike under each.
+
+    Args:
+        conf: folder of the config groups.
+        choices: the choice made in each group.
+    """
+    rules = sorted(path.stem for path in (conf / "fidelity" / "method" / choices["method"]).glob("*.yaml"))
+    if rules:
+        check_choice(f"fidelity of method={choices['method']}", choices["fidelity"], rules)
 
 
 def require_kinds(cfg: DictConfig, conf: Path, choices: dict[str, str], overrides: list[str]) -> None:
