@@ -12,28 +12,33 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 SWAPPED = ("method", "backbone", "optim", "schedule")
 
 
-def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]) -> dict[str, list[str]]:
+def drop_keys_of_other_choices(
+    cfg: DictConfig, conf: Path, choices: dict[str, str], overrides: list[str]
+) -> dict[str, list[str]]:
     """Make ``schedule=cosine`` mean just that, though the experiment has set milestones for ``schedule=step``.
+
+    An experiment's own method loses the keys that ``fidelity`` sets for ODC in the same way, without a word.
 
     Args:
         cfg: the composed config; changed in place.
         conf: folder of the config groups.
+        choices: the choice made in each group.
         overrides: of the command line; what they set stays.
 
-    Returns: the dropped keys by ``group=choice``.
+    Returns: the dropped keys by ``group=choice``, for the choices of the command line.
     Raises: ValueError when the command line sets such a key itself; ``+group.key=...`` adds one.
     """
     given, dropped = dict(_split(overrides)), {}
     for group in SWAPPED:
-        choice = f"{group}={given.get(group)}"
-        own = _yaml(conf / group / f"{given.get(group)}.yaml")
+        choice = f"{group}={choices.get(group)}"
+        own = _yaml(conf / group / f"{choices.get(group)}.yaml")
         foreign = sorted(set(cfg[group]) - set(own) - _added(group, overrides)) if own else []
         for key in foreign:
             if f"{group}.{key}" in given:
                 raise ValueError(f"there is no key '{group}.{key}' in {choice}. It has {', '.join(list(own)[1:])}")
             with open_dict(cfg):
                 del cfg[group][key]
-        if foreign:
+        if foreign and group in given:
             dropped[choice] = foreign
     return dropped
 
