@@ -27,8 +27,8 @@ class NPID(Method):
     """Non-parametric instance discrimination, by the paper's loss (``nce``) or the ODC release's (``softmax``).
 
     Every rank holds the whole bank, 4 N D bytes (0.65 GB for ImageNet), and scores a batch against all of it: 4 B N
-    bytes more, and as much again for the gradient. The proximal term of the paper's Eq. 8 is left to the bank's
-    momentum, as in the authors' code and in the release.
+    bytes more, and as much again for the gradient. The paper's proximal term (Sec. 3.3) is left to the bank's momentum,
+    as in the authors' code and in the release.
 
     Args:
         feature_dim: D, width of the features on the unit sphere.
