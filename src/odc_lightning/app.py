@@ -75,7 +75,7 @@ def settle(cfg: DictConfig) -> None:
     """Hold the command line against conf/; see :mod:`odc_lightning.tasks.choices`."""
     given, choices = list(HydraConfig.get().overrides.task), dict(HydraConfig.get().runtime.choices)
     for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), choices, given).items():
-        if _rank() == "0":
+        if _rank() == "0" and choice in given:  # an experiment's own choice surprises nobody
             log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
     require_kinds(cfg, conf_dir(), choices, given)
 

@@ -17,15 +17,13 @@ def drop_keys_of_other_choices(
 ) -> dict[str, list[str]]:
     """Make ``schedule=cosine`` mean just that, though the experiment has set milestones for ``schedule=step``.
 
-    An experiment's own method loses the keys that ``fidelity`` sets for ODC in the same way, without a word.
-
     Args:
         cfg: the composed config; changed in place.
         conf: folder of the config groups.
-        choices: the choice made in each group.
+        choices: the choice made in each group, by the command line or an experiment.
         overrides: of the command line; what they set stays.
 
-    Returns: the dropped keys by ``group=choice``, for the choices of the command line.
+    Returns: the dropped keys by ``group=choice``.
     Raises: ValueError when the command line sets such a key itself; ``+group.key=...`` adds one.
     """
     given, dropped = dict(_split(overrides)), {}
@@ -38,7 +36,7 @@ def drop_keys_of_other_choices(
                 raise ValueError(f"there is no key '{group}.{key}' in {choice}. It has {', '.join(list(own)[1:])}")
             with open_dict(cfg):
                 del cfg[group][key]
-        if foreign and group in given:
+        if foreign:
             dropped[choice] = foreign
     return dropped
 
