@@ -7,9 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from app_runner import run, write_images
@@ -46,6 +48,7 @@ def test_every_choice_composes(group, choice):
 # Little data, few clusters, a CPU; the rest stays as it is.
 SHORT = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.batch_size=4"]
 SHORT += ["method.num_clusters=3", "method.min_cluster_size=2", "method.log_every_n_steps=1", "data.num_workers=0"]
+SHORT += ["method.num_negatives=20"]  # thousands of 16 images: each new row counts hundreds of times, weights explode
 SHORT += ["logger.wandb.mode=disabled", "clustering.backend=torch", "callbacks.measure.max_images=20"]
 NO_PICTURE = ["callbacks.measure.knn=false", "callbacks.clusters=null"]  # they take longer than the steps
 SMALL = ["backbone=small_resnet", "backbone.width=4", "method.hidden_dim=16", "data.image_size=32"]
@@ -110,6 +113,9 @@ def few_steps(tmp_path, photographs, binaries, monkeypatch):
         root = {"ImageNet": photographs, "ImageFolder": photographs, "TorchvisionImages": binaries}.get(source)
         data = [f"data.root={root}"] if root else []
         data += [f"data.cache_dir={tmp_path}"] if "cache_dir" in cfg.data else []
+        if OmegaConf.select(cfg, "init.path"):
+            torch.save(instantiate(cfg.backbone).net.state_dict(), tmp_path / "start.pth")
+            data += [f"init.path={tmp_path / 'start.pth'}"]
         data += [f"method.num_classes={2 if root == photographs else 10}"] if "num_classes" in own else []
         short = [arg for arg in SHORT if key_of_method(arg) is None or key_of_method(arg) in own]
         outcome = run(f"run.root={tmp_path}", *short, *data, *args)
@@ -189,6 +195,8 @@ ORDINARY_KEYS = [
     ["backbone.in_channels=2"],
     ["method.row_dtype=float16"],
     ["method.loss_weight_power=0"],
+    ["method=local_aggregation", "method.warmup_epochs=0", "method.num_clusterings=2"],
+    ["method=npid", "method.loss=softmax"],
     ["method.small_cluster_interval=2", "method.centroid_update_interval=1"],
     ["data.replacement=true"],
     ["data.num_workers=1"],
@@ -260,6 +268,26 @@ def rules(method):
     """What each fidelity sets for a method."""
     folder = CONF / "fidelity" / "method" / method
     return {path.stem: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+
+
+def test_instance_discrimination_is_the_releases_and_local_aggregation_its_authors():
+    npid = composed("experiment=npid_r50", "data.root=/data")
+    assert (npid.optim.lr, npid.optim.weight_decay, npid.data.batch_size) == (0.03, 1e-4, 256)
+    assert (list(npid.schedule.milestones), npid.schedule.gamma, npid.trainer.max_epochs) == ([120, 160], 0.1, 200)
+    method = npid.method
+    assert (method.loss, method.num_negatives, method.temperature) == ("softmax", 65536, 0.07)
+    assert (method.feature_dim, method.momentum) == (128, 0.5)
+    train = npid.augment.train
+    assert (list(train.scale), train.grey, train.degrees, train.flip) == ([0.2, 1.0], 0.2, 0.0, 0.5)
+    assert list(train.brightness) == list(train.contrast) == list(train.saturation) == [0.6, 1.4]
+    assert list(train.hue) == [-0.4, 0.4]
+    local = composed("experiment=local_aggregation_r50", "data.root=/data")
+    assert (local.optim.lr, local.optim.momentum, local.optim.weight_decay) == (0.03, 0.9, 1e-4)
+    assert (list(local.schedule.milestones), local.trainer.max_epochs) == ([160, 190], 200)
+    method = local.method
+    assert (method.num_clusterings, method.num_clusters, method.num_background) == (10, 30_000, 4096)
+    assert (method.temperature, method.feature_dim, method.warmup_epochs) == (0.07, 128, 10)
+    assert (method.loss, method.num_negatives) == ("nce", 4096)
 
 
 def test_both_fidelities_set_the_same_keys_and_all_are_arguments():

@@ -150,7 +150,7 @@ class Memory:
         Returns:
             Label-switch ratio of the global batch, a float32 scalar in [0, 1] (paper, Fig. 5).
         """
-        index_B, features_BD = self._global_batch(index_B, features_BD, ok_B, unique)
+        index_B, features_BD = global_batch(self.ranks, index_B, features_BD, ok_B=ok_B, unique=unique)
         old_labels_B, own = self.samples.labels(index_B), self.ranks.owned(index_B)
         old_rows, new_rows = self.samples.move(index_B[own], features_BD[own], self.momentum, self.renormalize)
         new_labels_B = torch.zeros_like(old_labels_B)
@@ -224,20 +224,6 @@ class Memory:
         owned_labels = self.labels_N[self.ranks.rank :: self.ranks.world_size]
         self.centroids.recount(self.samples.rows, owned_labels, self.labels_N)
 
-    def _global_batch(
-        self, index_B: Tensor, features_BD: Tensor, ok_B: Tensor | None, unique: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Gather the batch in rank order; drop unreadable samples and all but the last of a repeated one."""
-        if ok_B is not None:
-            index_B = index_B.masked_fill(~ok_B, -1)
-        index_B, features_BD = self.ranks.gather(index_B), self.ranks.gather(features_BD.detach().float())
-        if ok_B is None and unique:
-            return index_B, features_BD
-        keep_B = index_B >= 0
-        if not unique:
-            keep_B &= last_occurrences(index_B)
-        return index_B[keep_B], features_BD[keep_B]
-
     def _handle(self) -> list[int]:
         small = self.small_clusters.handle(self.samples, self.centroids)
         self.refilled += len(small)
@@ -262,6 +248,24 @@ class _LateFlag:
     def read(self) -> bool:
         self.copied.synchronize()
         return bool(self.host)
+
+
+def global_batch(
+    ranks: Ranks, index_B: Tensor, features_BD: Tensor, *, ok_B: Tensor | None = None, unique: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Gather the batch in rank order; drop unreadable samples and all but the last of a repeated one. Collective.
+
+    Args: as of :meth:`Memory.update`.
+    """
+    if ok_B is not None:
+        index_B = index_B.masked_fill(~ok_B, -1)
+    index_B, features_BD = ranks.gather(index_B), ranks.gather(features_BD.detach().float())
+    if ok_B is None and unique:
+        return index_B, features_BD
+    keep_B = index_B >= 0
+    if not unique:
+        keep_B &= last_occurrences(index_B)
+    return index_B[keep_B], features_BD[keep_B]
 
 
 def last_occurrences(index_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What stands on the backbone: the paper's neck, and the classifier over clusters."""
+"""What stands on the backbone: the paper's neck, the classifier over clusters, the layer below a unit sphere."""
 
 from torch import Tensor, nn
 
@@ -64,4 +64,17 @@ def linear_classifier(dim: int, num_clusters: int) -> nn.Linear:
         raise ValueError(f"num_clusters must be at least 1. Received: {num_clusters}")
     linear = nn.Linear(dim, num_clusters)
     init_linear_normal(linear)
+    return linear
+
+
+def linear_projection(in_dim: int, out_dim: int) -> nn.Linear:
+    """Return Linear(in_dim, out_dim) with Kaiming normal weights and bias 0, as the release's instance discrimination.
+
+    Raises ValueError for a width below 1.
+    """
+    if out_dim < 1:
+        raise ValueError(f"feature_dim must be at least 1. Received: {out_dim}")
+    linear = nn.Linear(in_dim, out_dim)
+    nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+    nn.init.zeros_(linear.bias)
     return linear
