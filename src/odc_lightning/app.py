@@ -73,11 +73,11 @@ def run_task(cfg: DictConfig) -> Any:
 
 def settle(cfg: DictConfig) -> None:
     """Hold the command line against conf/; see :mod:`odc_lightning.tasks.choices`."""
-    given = HydraConfig.get().overrides.task
-    for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), list(given)).items():
-        if _rank() == "0":
+    given, choices = list(HydraConfig.get().overrides.task), dict(HydraConfig.get().runtime.choices)
+    for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), choices, given).items():
+        if _rank() == "0" and choice in given:  # an experiment's own choice surprises nobody
             log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
-    require_kinds(cfg, conf_dir(), dict(HydraConfig.get().runtime.choices), list(given))
+    require_kinds(cfg, conf_dir(), choices, given)
 
 
 def main() -> None:

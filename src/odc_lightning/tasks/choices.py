@@ -12,12 +12,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 SWAPPED = ("method", "backbone", "optim", "schedule")
 
 
-def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]) -> dict[str, list[str]]:
+def drop_keys_of_other_choices(
+    cfg: DictConfig, conf: Path, choices: dict[str, str], overrides: list[str]
+) -> dict[str, list[str]]:
     """Make ``schedule=cosine`` mean just that, though the experiment has set milestones for ``schedule=step``.
 
     Args:
         cfg: the composed config; changed in place.
         conf: folder of the config groups.
+        choices: the choice made in each group, by the command line or an experiment.
         overrides: of the command line; what they set stays.
 
     Returns: the dropped keys by ``group=choice``.
@@ -25,8 +28,8 @@ def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]
     """
     given, dropped = dict(_split(overrides)), {}
     for group in SWAPPED:
-        choice = f"{group}={given.get(group)}"
-        own = _yaml(conf / group / f"{given.get(group)}.yaml")
+        choice = f"{group}={choices.get(group)}"
+        own = _yaml(conf / group / f"{choices.get(group)}.yaml")
         foreign = sorted(set(cfg[group]) - set(own) - _added(group, overrides)) if own else []
         for key in foreign:
             if f"{group}.{key}" in given:
