@@ -108,6 +108,7 @@ def few_steps(tmp_path, photographs, binaries, monkeypatch):
         root = {"ImageNet": photographs, "ImageFolder": photographs, "TorchvisionImages": binaries}.get(source)
         data = [f"data.root={root}"] if root else []
         data += [f"data.cache_dir={tmp_path}"] if "cache_dir" in cfg.data else []
+        data += ["backbone.in_channels=1"] if "method=colorization" in args else []
         data += [f"method.num_classes={2 if root == photographs else 10}"] if "num_classes" in own else []
         short = [arg for arg in SHORT if key_of_method(arg) is None or key_of_method(arg) in own]
         outcome = run(f"run.root={tmp_path}", *short, *data, *args)
@@ -223,6 +224,23 @@ def test_recipes_are_the_papers_and_the_releases():
     assert (method.small_means, method.split_side, method.guarantee_size) == ("below", "second", False)
     assert (method.head_momentum, method.neck_bn_momentum, method.neck_bn_affine) == (0.0, 0.001, False)
     assert release.data.replacement
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "milestones", "epochs", "batch", "size"),
+    [
+        ("rotation", 0.2, [30, 50], 70, 128, 224),
+        ("relative_location", 0.2, [30, 50], 70, 512, 255),
+        ("jigsaw", 0.1, [30, 60, 90, 100], 105, 256, 255),
+        ("colorization", 0.1, [30, 50], 70, 256, 224),
+    ],
+)
+def test_recipes_of_the_pretext_tasks(name, lr, milestones, epochs, batch, size):
+    cfg = composed(f"experiment={name}_r50", "data.root=/data")
+    assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.momentum) == (lr, 1e-4, 0.9)
+    assert (list(cfg.schedule.milestones), cfg.schedule.gamma, cfg.schedule.warmup_epochs) == (milestones, 0.1, 5)
+    assert (cfg.trainer.max_epochs, cfg.data.batch_size, cfg.data.image_size) == (epochs, batch, size)
+    assert cfg.augment.train.grey == (0.66 if size == 255 else 0.0)
 
 
 def test_both_fidelities_set_the_same_keys_and_all_are_arguments():
