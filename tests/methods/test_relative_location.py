@@ -59,7 +59,7 @@ def test_unreadable_images_do_not_count(tmp_path):
 def test_learns():
     method = build()
     train_on(method, ramps())
-    assert method._accuracy > 0.8  # chance: 0.125
+    assert method._accuracy > 0.6  # chance: 0.125; half of the head is dropped out
 
 
 def test_what_cannot_work_is_refused():
