@@ -11,6 +11,7 @@ from odc_lightning.callbacks.metrics_csv import MetricsCSV
 from odc_lightning.clustering.kmeans import KMeans
 from odc_lightning.data.augment import EvalTransform, TrainTransform
 from odc_lightning.data.datamodule import DataModule
+from odc_lightning.data.dataset import Batch
 from odc_lightning.data.sources import ArraySource
 from odc_lightning.methods.odc import ODC
 from odc_lightning.nn.resnet import small_resnet
@@ -101,3 +102,25 @@ def last_checkpoint(folder):
         for name in [name for name in part if name.startswith("time/")]:
             del part[name]
     return checkpoint
+
+
+def ramps(count=16, side=12):
+    """Images whose colours tell the place: red grows downwards, green to the right, (count, 3, side, side) uint8."""
+    step = torch.arange(side) * (240 // side)
+    place = torch.stack([step[:, None].expand(side, side), step.expand(side, side), torch.zeros(side, side)])
+    return (place + torch.randint(0, 15, (count, 3, side, side))).to(torch.uint8)
+
+
+def train_on(method, images, steps=60):
+    """A loop of PyTorch's on one batch, for what the images of this file cannot teach; returns the last loss."""
+    method.datamodule = datamodule()
+    method.see(method.datamodule)
+    batch = Batch(images, torch.arange(len(images)), torch.ones(len(images), dtype=torch.bool))
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        loss = method.training_step(batch, step)
+        loss.backward()
+        optimizer.step()
+    return loss.item()

@@ -116,6 +116,7 @@ def few_steps(tmp_path, photographs, binaries, monkeypatch):
         if OmegaConf.select(cfg, "init.path"):
             torch.save(instantiate(cfg.backbone).net.state_dict(), tmp_path / "start.pth")
             data += [f"init.path={tmp_path / 'start.pth'}"]
+        data += ["backbone.in_channels=1"] if "method=colorization" in args else []
         data += [f"method.num_classes={2 if root == photographs else 10}"] if "num_classes" in own else []
         short = [arg for arg in SHORT if key_of_method(arg) is None or key_of_method(arg) in own]
         outcome = run(f"run.root={tmp_path}", *short, *data, *args)
@@ -132,7 +133,11 @@ def slow(*names):
     return lambda name: pytest.param(name, marks=[pytest.mark.slow] if name in names else [], id=name)
 
 
-@pytest.mark.parametrize("name", map(slow("odc_alexnet", "odc_r50_openselfsup"), GROUPS["experiment"]))
+LARGE = [name for name in GROUPS["experiment"] if name != "odc_r50" and "cifar10" not in name and "mnist5k" not in name]
+LARGE = [name for name in LARGE if name not in ("demo", "folder")]
+
+
+@pytest.mark.parametrize("name", map(slow(*LARGE), GROUPS["experiment"]))
 def test_every_experiment_trains(few_steps, name):
     size = composed(f"experiment={name}").data.image_size
     few_steps(f"experiment={name}", *(["data.image_size=64"] if size > 64 else []))
@@ -288,6 +293,23 @@ def test_instance_discrimination_is_the_releases_and_local_aggregation_its_autho
     assert (method.num_clusterings, method.num_clusters, method.num_background) == (10, 30_000, 4096)
     assert (method.temperature, method.feature_dim, method.warmup_epochs) == (0.07, 128, 10)
     assert (method.loss, method.num_negatives) == ("nce", 4096)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "milestones", "epochs", "batch", "size"),
+    [
+        ("rotation", 0.2, [30, 50], 70, 128, 224),
+        ("relative_location", 0.2, [30, 50], 70, 512, 255),
+        ("jigsaw", 0.1, [30, 60, 90, 100], 105, 256, 255),
+        ("colorization", 0.1, [30, 50], 70, 256, 224),
+    ],
+)
+def test_recipes_of_the_pretext_tasks(name, lr, milestones, epochs, batch, size):
+    cfg = composed(f"experiment={name}_r50", "data.root=/data")
+    assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.momentum) == (lr, 1e-4, 0.9)
+    assert (list(cfg.schedule.milestones), cfg.schedule.gamma, cfg.schedule.warmup_epochs) == (milestones, 0.1, 5)
+    assert (cfg.trainer.max_epochs, cfg.data.batch_size, cfg.data.image_size) == (epochs, batch, size)
+    assert cfg.augment.train.grey == (0.66 if size == 255 else 0.0)
 
 
 def test_both_fidelities_set_the_same_keys_and_all_are_arguments():

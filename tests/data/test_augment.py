@@ -13,7 +13,7 @@ from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 from torchvision.transforms import functional as F
 
 from odc_lightning.data import image_ops as ops
-from odc_lightning.data.augment import EvalTransform, TrainTransform, draw_crop, sample_rng
+from odc_lightning.data.augment import CropTransform, EvalTransform, TrainTransform, draw_crop, sample_rng
 
 PHOTOS = load_sample_images().images
 NOISE = np.random.default_rng(0).integers(0, 256, (224, 200, 3), dtype=np.uint8)
@@ -309,3 +309,40 @@ def test_wrong_values_are_refused_at_construction(wrong: dict, message: str) -> 
 def test_wrong_resize(resize: object) -> None:
     with pytest.raises(ValueError, match=r"resize must be auto, null or at least crop=224 \(pixels\). Received: "):
         EvalTransform(resize, 224)
+
+
+# crops at one scale
+
+
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(2, 24), st.floats(1, 1.5), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_crop_transform_is_a_window_of_the_resized_image(
+    height: int, width: int, size: int, short_side: float, seed: int
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    view = CropTransform(size, short_side, grey=0.0)(image, sample_rng(seed, 0, 0))
+    short = round(size * short_side)
+    rows, columns = (short * side / min(height, width) for side in (height, width))
+    whole = ops.crop_resize(image, (0, 0, height, width), max(size, round(rows)), max(size, round(columns)))
+    assert (view.shape, view.dtype, view.flags.c_contiguous) == ((size, size, 3), np.uint8, True)
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (size, size, 3)).reshape(-1, size, size, 3)
+    assert (windows == view).all(axis=(1, 2, 3)).any()
+
+
+def test_crop_transform_flips_and_drops_colours() -> None:
+    plain = CropTransform(32, 1.2, grey=0.0)(SMALL[0], sample_rng(0, 0, 0))
+    assert np.array_equal(CropTransform(32, 1.2, flip=1.0, grey=0.0)(SMALL[0], sample_rng(0, 0, 0)), plain[:, ::-1])
+    grey = CropTransform(32, 1.2, grey=1.0)(SMALL[0], sample_rng(0, 0, 0))
+    assert np.array_equal(grey, ops.to_grey(plain))
+    views = [CropTransform(32)(SMALL[0], sample_rng(0, 0, index)) for index in range(300)]
+    assert 0.56 < np.mean([(view[..., 0] == view[..., 1]).all() for view in views]) < 0.76
+    assert CropTransform(255).short_side == 292
+    digits = CropTransform(8)(SMALL[0][..., :1], sample_rng(0, 0, 0))
+    assert digits.shape == (8, 8, 1)
+
+
+def test_crop_transform_refuses() -> None:
+    with pytest.raises(ValueError, match="short_side must be a number from 1 to 10. Received: 0.9"):
+        CropTransform(32, 0.9)
+    with pytest.raises(ValueError, match="grey must be a number from 0 to 1. Received: 2"):
+        CropTransform(32, grey=2)

@@ -126,6 +126,43 @@ class TrainTransform:
         return image
 
 
+class CropTransform:
+    """Resize the short side, cut out a random square, flip, drop the colours: what patches are cut from.
+
+    Unlike :class:`TrainTransform` it keeps the scale of things and never stretches them.
+
+    Args:
+        size: side of the result in pixels.
+        short_side: of the image before the crop, in sizes: 1.1451 is 292 pixels for 255.
+        flip: probability of a horizontal flip.
+        grey: probability of dropping the colours.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, size: int, short_side: float = 292 / 255, flip: float = 0.0, grey: float = 0.66) -> None:
+        self.size = check_size("size", size)
+        self.short_side = round(size * check_number("short_side", short_side, 1, 10))
+        self.flip = check_number("flip", flip, 0, 1)
+        self.grey = check_number("grey", grey, 0, 1)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        """Return a random view, uint8 (size, size, C), contiguous, of an image uint8 (H, W, C)."""
+        row, column, flip, grey = rng.random(4)
+        height, width = image.shape[:2]
+        scale = self.short_side / min(height, width)
+        height, width = max(round(height * scale), self.size), max(round(width * scale), self.size)
+        image = ops.crop_resize(image, (0, 0, *image.shape[:2]), height, width)
+        top, left = int(row * (height - self.size + 1)), int(column * (width - self.size + 1))
+        image = image[top : top + self.size, left : left + self.size]
+        if flip < self.flip:
+            image = ops.flip(image)
+        if grey < self.grey and image.shape[2] == 3:
+            image = ops.to_grey(image)
+        return np.ascontiguousarray(image)
+
+
 class EvalTransform:
     """Resize the short side, cut out the middle: the same view each time.
 

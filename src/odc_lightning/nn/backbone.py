@@ -5,6 +5,7 @@ from functools import partial
 from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odc_lightning.nn.names import unknown_name
@@ -78,6 +79,25 @@ class Backbone(nn.Module):
             for handle in handles:
                 handle.remove()
         return {name: self._as_map(name, outputs.get(name)) for name in names}
+
+    def require_size(self, side: int, what: str) -> None:
+        """Raise ValueError, with the network's own reason, unless it takes images of `side` x `side` pixels.
+
+        Args:
+            side: pixels.
+            what: whose size this is, as people set it; for the message.
+        """
+        parameter = next(self.parameters())
+        was_training = [module for module in self.modules() if module.training]
+        self.eval()  # neither statistics nor dropout: one image of nothing leaves no trace
+        try:
+            with torch.no_grad():
+                self(parameter.new_zeros(1, self.in_channels, side, side))
+        except (ValueError, RuntimeError, AssertionError) as error:  # each library has its own
+            raise ValueError(f"{what} of {side}x{side} pixels do not suit {self.name}: {error}") from error
+        finally:
+            for module in was_training:
+                module.training = True
 
     def _record(self, name: str, outputs: dict[str, Any]) -> Any:
         def keep(key: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
