@@ -148,7 +148,19 @@ def test_z_is_estimated_once_and_the_checkpoint_keeps_it(tmp_path):
     assert saved["method"]["log_z"] == first
     assert math.log(64) < first < math.log(64) + 1 / 0.2  # random rows: exp(0) on average and somewhat more
     assert not any("bank" in name for name in saved["state_dict"])
-    assert fit(tmp_path / "softmax", partial(build, loss="softmax"), max_epochs=1).log_z is None
+
+
+def test_z_is_the_mean_over_the_first_batches(tmp_path, monkeypatch):
+    estimates = []
+
+    def noted(*args):
+        estimates.append(estimate_log_z(*args))
+        return estimates[-1]
+
+    monkeypatch.setattr("odc_lightning.methods.npid.estimate_log_z", noted)
+    method = fit(tmp_path, partial(build, z_batches=3), max_epochs=2)
+    assert len(estimates) == 3
+    assert method.log_z == pytest.approx(math.log(sum(map(math.exp, estimates)) / 3))
 
 
 def test_images_find_their_own_row(tmp_path):
@@ -166,6 +178,7 @@ def test_images_find_their_own_row(tmp_path):
         ({"temperature": 0.0}, "method.temperature must be above 0. Received: 0.0"),
         ({"temperature": math.nan}, "method.temperature must be above 0. Received: nan"),
         ({"num_negatives": 0}, "method.num_negatives must be at least 1. Received: 0"),
+        ({"z_batches": 0}, "method.z_batches must be at least 1. Received: 0"),
         ({"momentum": 0.0}, r"method.momentum must be in \(0, 1\]. Received: 0.0"),
         ({"feature_dim": 0}, "feature_dim must be at least 1. Received: 0"),
         ({"loss": "softmx"}, "method.loss must be one of nce, softmax. Received: 'softmx'. Did you mean 'softmax'?"),
@@ -185,7 +198,7 @@ def test_the_forecast_names_the_bank(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["nce", "softmax"])
 def test_resumes_bit_for_bit(tmp_path, loss):
-    check_resumes_bit_for_bit(tmp_path, partial(build, loss=loss))
+    check_resumes_bit_for_bit(tmp_path, partial(build, loss=loss, z_batches=6))
 
 
 @pytest.mark.slow

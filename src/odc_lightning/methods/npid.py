@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,6 +36,9 @@ class NPID(Method):
         loss: ``nce`` tells the image from noise (Eq. 7), ``softmax`` picks it out among its negatives.
         num_negatives: K, drawn anew for each image, uniformly from all N and with replacement, so that it may exceed
             N (paper: m = 4096; release: 65,536).
+        z_batches: first batches over which Z of ``nce`` is averaged, then it stays (authors: 1). Rows are random then,
+            so Z comes out small. Where a bank fills within a few steps, noise soon outweighs the image's own row and
+            features collapse: few images want the batches of about two epochs, or ``softmax``.
         temperature: tau of Eq. 2, which the similarities are divided by.
         momentum: share of the new feature in a bank row.
         backbone and the rest: see :class:`Method`.
@@ -50,22 +54,24 @@ class NPID(Method):
         feature_dim: int = 128,
         loss: str = "nce",
         num_negatives: int = 4096,
+        z_batches: int = 1,
         temperature: float = 0.07,
         momentum: float = 0.5,
         **keys: Any,
     ) -> None:
         super().__init__(backbone, **keys)
         check_choice("method.loss", loss, LOSSES)
-        if num_negatives < 1:
-            raise ValueError(f"method.num_negatives must be at least 1. Received: {num_negatives}")
+        for name, value in (("num_negatives", num_negatives), ("z_batches", z_batches)):
+            if value < 1:
+                raise ValueError(f"method.{name} must be at least 1. Received: {value}")
         if not temperature > 0:
             raise ValueError(f"method.temperature must be above 0. Received: {temperature}")
         if not 0 < momentum <= 1:
             raise ValueError(f"method.momentum must be in (0, 1]. Received: {momentum}")
         self.projection = linear_projection(backbone.feature_dim, feature_dim)
         self.feature_dim, self.loss, self.momentum = feature_dim, loss, momentum
-        self.num_negatives, self.temperature = num_negatives, temperature
-        self.log_z: float | None = None  # of Eq. 2's constant Z, estimated once
+        self.num_negatives, self.z_batches, self.temperature = num_negatives, z_batches, temperature
+        self.log_z = -math.inf  # of Eq. 4's constant Z
         self.bank: Bank  # no module and no buffer: DDP would send it at every step
         self._forward_of: tuple[Tensor, Tensor, Tensor | None]
 
@@ -88,8 +94,8 @@ class NPID(Method):
         negative_BK = logits_BN.gather(1, self._drawn(logits_BN))
         if self.loss == "softmax":
             return info_nce(positive_B, negative_BK)
-        if self.log_z is None:
-            self.log_z = estimate_log_z(negative_BK, logits_BN.shape[1], self.bank.ranks)
+        if self.iteration < self.z_batches:
+            self._refine_z(estimate_log_z(negative_BK, logits_BN.shape[1], self.bank.ranks))
         return noise_contrastive(positive_B, negative_BK, self.log_z, logits_BN.shape[1])
 
     def finish_iteration(self) -> dict[str, Tensor | float]:
@@ -106,6 +112,12 @@ class NPID(Method):
         """Indices of the negatives, (B, K); the generator was seeded for this step and rank."""
         images, samples = logits_BN.shape
         return torch.randint(samples, (images, self.num_negatives), device=logits_BN.device)
+
+    def _refine_z(self, log_z: float) -> None:
+        """Take this batch's estimate into the mean of those before."""
+        done = self.iteration
+        of_those_before = self.log_z + math.log(done) if done else -math.inf
+        self.log_z = float(np.logaddexp(of_those_before, log_z)) - math.log(done + 1)
 
     # -- start-up, device, checkpoints ---------------------------------------------------------------------------------
 
@@ -164,7 +176,7 @@ def info_nce(positive_B: Tensor, negative_BK: Tensor) -> Tensor:
 def estimate_log_z(negative_BK: Tensor, num_samples: int, ranks: Ranks) -> float:
     """log of Z = N x mean of exp(logit) over drawn rows (Wu et al., Eq. 8), over the batch of all ranks. Collective.
 
-    The paper finds that the first batches are enough: one value serves the whole run.
+    The paper finds that the first batches are enough: their value serves the whole run.
     """
     mean = ranks.sum(negative_BK.double().exp().mean()) / ranks.world_size
     return math.log(num_samples) + math.log(float(mean))
