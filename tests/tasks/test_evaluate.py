@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from app_runner import TINY_FOLDER, run, run_alone
 from odc_lightning.callbacks.metrics_csv import read_metrics
 from odc_lightning.data.voc import CLASSES
+from odc_lightning.evaluation.protocols import saved_labels
 
 KINDS = ("blue", "green", "red")
 RUN = ["data.num_workers=0", "logger.wandb.mode=disabled"]
@@ -249,6 +251,40 @@ def test_svm_and_low_shot_on_single_labels_are_one_against_the_rest(finished_run
     outcome = evaluate(finished_run, *shots, "protocol.jobs=1")
     assert outcome.code == 0, outcome.text
     assert 0 < results(finished_run, "voc07_low_shot")["metrics"]["lowshot/1/map"] <= 100
+
+
+def test_kmeans_finds_colours_in_pixels(finished_run):
+    """36 flat pictures of three colours: raw pixels fall into the three classes."""
+    outcome = evaluate(finished_run, "protocol=kmeans", "clustering.backend=torch", "baseline=true")
+    assert outcome.code == 0, outcome.text
+    found = results(finished_run, "kmeans")["metrics"]
+    names = {f"kmeans/{name}" for name in ("nmi", "ari", "purity", "accuracy")}
+    assert set(found) == {f"{name}{variant}" for name in names for variant in ("", "_untrained", "_pixels")}
+    assert all(found[f"{name}_pixels"] == pytest.approx(1) for name in names)
+
+
+def tensors(node):
+    return {name: tensors(value) if isinstance(value, dict) else torch.tensor(value) for name, value in node.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({"memory": {"labels": [1, 0, 2]}}, [1, 0, 2]),
+        ({"labels": [2, 2, 1]}, [2, 2, 1]),
+        ({"labels": [[0, 0, 0], [1, 2, 0]]}, [1, 2, 0]),
+    ],
+    ids=["odc", "deepcluster", "local aggregation"],
+)
+def test_pseudo_labels_of_every_method(tmp_path, method, expected):
+    class Images:
+        def fingerprint(self):
+            return "f"
+
+    bench = SimpleNamespace(source=lambda split: Images())
+    saved = tensors(method)
+    torch.save({"method": {**saved, "data": {"fingerprint": "f"}}}, tmp_path / "last.ckpt")
+    assert saved_labels(tmp_path / "last.ckpt", bench).tolist() == expected
 
 
 def test_a_sweep_over_protocols_and_their_keys(finished_run):

@@ -1,4 +1,4 @@
-"""kNN, and agreement of clusters with classes, as protocols: features from the bench, then one call."""
+"""kNN, k-means, and agreement of clusters with classes, as protocols: features from the bench, then one call."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch import Tensor
 
 from odc_lightning.checks import check_choice
 from odc_lightning.clustering.agreement import agreement, cluster_accuracy
+from odc_lightning.clustering.kmeans import KMeans
 from odc_lightning.console import say
 from odc_lightning.evaluation.bench import Bench
 from odc_lightning.evaluation.knn import knn_accuracies
 from odc_lightning.evaluation.protocol import Protocol
 from odc_lightning.evaluation.taps import GAP, POOL_CHOICES, Pools
+from odc_lightning.memory import Ranks
 
 
 class KNN(Protocol):
@@ -70,6 +72,49 @@ class KNN(Protocol):
         return main | {f"knn/{k}/top1": found[k] for k in self.ks if k in found}
 
 
+class Clustering(Protocol):
+    """K-means of the validation images' features against their classes, for networks trained without clusters too.
+
+    Args:
+        layer: whose features, L2-normalised; ``gap`` for the pooled ones.
+        num_clusters: None: as many as there are classes.
+        kmeans: how to cluster.
+        pools, name: see :class:`odc_lightning.evaluation.linear.LinearProbe`.
+
+    Raises:
+        ValueError: for a value outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        kmeans: KMeans,
+        name: str = "kmeans",
+        layer: str = GAP,
+        num_clusters: int | None = None,
+        pools: str = "auto",
+    ) -> None:
+        if num_clusters is not None and num_clusters < 1:
+            raise ValueError(f"protocol.num_clusters must be at least 1. Received: {num_clusters}")
+        check_choice("protocol.pools", pools, POOL_CHOICES)
+        self.kmeans, self.num_clusters = kmeans, num_clusters
+        self.name, self.layer, self.named_pools = name, layer, pools
+
+    def check(self, bench: Bench) -> None:
+        bench.num_classes()
+        bench.pools(bench.layers([self.layer]), self.named_pools)
+
+    def run(self, bench: Bench) -> dict[str, float]:
+        rows, targets = _labelled(bench, "val", bench.pools(bench.layers([self.layer]), self.named_pools))
+        if bench.ranks.rank != 0:
+            return {}
+        clusters = self.num_clusters or bench.num_classes()
+        labels = self.kmeans.fit(rows, len(rows), clusters, Ranks()).labels_N.cpu().numpy()
+        classes = targets.cpu().numpy()
+        values = {**agreement(labels, classes), "accuracy": cluster_accuracy(labels, classes)}
+        return {f"kmeans/{name}": value for name, value in values.items()}
+
+
 class Agreement(Protocol):
     """How far a run's clusters agree with true classes: NMI, ARI, purity, accuracy of the best one-to-one matching.
 
@@ -100,7 +145,8 @@ def saved_labels(checkpoint: Path, bench: Bench) -> NDArray[np.int64]:
         ValueError: the file holds none, or they are of other images.
     """
     method = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("method", {})
-    if "memory" not in method:
+    labels = method.get("memory", method).get("labels")
+    if labels is None:
         raise ValueError(f"protocol=agreement needs the pseudo-labels of a run, and {checkpoint} holds none")
     source = bench.source("train")
     if method["data"]["fingerprint"] != source.fingerprint():
@@ -108,7 +154,8 @@ def saved_labels(checkpoint: Path, bench: Bench) -> NDArray[np.int64]:
             f"{checkpoint} was trained on other images ({method['data']['samples']:,}) than the "
             f"{len(source):,} of {source.name}: its labels cannot be compared with these classes"
         )
-    return method["memory"]["labels"].numpy().astype(np.int64)
+    # Local aggregation keeps several clusterings; the last one serves.
+    return labels.view(-1, labels.shape[-1])[-1].numpy().astype(np.int64)
 
 
 def _labelled(bench: Bench, split: str, pools: Pools) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from odc_lightning.console import clock
 # The first pattern found in the name decides.
 FORMATS = {
     r"/(top1|map)(_|$)": "{:.1f} %",
-    r"^agreement/": "{:.3f}",
+    r"^(agreement|kmeans)/": "{:.3f}",
     r"^memory/(cluster|splits)": "{:.0f}",
 }
 
