@@ -68,7 +68,7 @@ def test_values_are_those_computed_by_hand(tmp_path):
     assert column(rows, "agreement/nmi_previous") == [(8, agreement(labels[1], labels[0])["nmi"])]
     module.eval()
     fresh = odc().eval()
-    fresh.normalize = module.normalize
+    fresh.network_input = module.network_input
     assert column(rows, "knn/top1")[-1] == (8, knn(module.represent))
     assert column(rows, "knn/top1_untrained") == [(0, knn(fresh.represent))]
     assert column(rows, "knn/top1_pixels") == [(0, knn(lambda image: module.pixels(image).flatten(1)))]
