@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 # One thread per process: several processes with spinning threads on few cores stall one another.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint types check clean
@@ -23,10 +24,10 @@ demo: $(READY)  ## train ODC on 5,000 real digits, show the results
 	$(BIN)/python -m odc_lightning
 
 test: $(READY)  ## the tests, under 10 minutes on 2 cores
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 test-slow: $(READY)  ## the longer tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m slow
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,11 +2,11 @@
 # Every system on one folder of small images: equal network, epochs and batch. Started again, it goes on where it stopped.
 #   bash experiments/systems/run.sh /path/to/images [epochs] [seeds] [jobs]
 set -euo pipefail
-images=$(realpath "$1") epochs=${2:-10} seeds=${3:-"0 1 2"} jobs=${4:-2}
+images=$(realpath "$1") epochs=${2:-5} seeds=${3:-"0 1 2"} jobs=${4:-2}
 cd "$(dirname "$0")/../.."
 root=runs/systems
 odc=(python -m odc_lightning "run.root=$root" logger.wandb.mode=disabled data.num_workers=0)
-same=(data=folder "data.root=$images" data.image_size=32 "trainer.max_epochs=$epochs" "schedule.milestones=[$((epochs * 4 / 5))]"
+same=(data=folder "data.root=$images" data.image_size=32 backbone.width=8 "trainer.max_epochs=$epochs" "schedule.milestones=[$((epochs * 4 / 5))]"
   callbacks.measure.knn=false "callbacks.measure.every_n_epochs=$epochs")
 
 system() {  # name, seed, further overrides
@@ -23,7 +23,7 @@ measure() {
 }
 
 random() {  # seed
-  measure experiment=odc_cifar10 "run.name=random_$1" "seed=$1" "${same[@]:0:3}"
+  measure experiment=odc_cifar10 "run.name=random_$1" "seed=$1" "${same[@]:0:4}"
 }
 
 queue() {
