@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose as compose_config
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from odc_lightning.data.augment import EvalTransform, TrainTransform, sample_rng
+import odc_lightning.app  # noqa: F401  (registers what config.yaml resolves)
+from odc_lightning.data.augment import CropTransform, EvalTransform, TrainTransform, sample_rng
 from odc_lightning.data.datamodule import DataModule
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -17,11 +21,11 @@ AUGMENT = sorted(path.stem for path in (CONF / "augment").glob("*.yaml"))
 
 
 def compose(data: str, augment: str, *overrides: str) -> DictConfig:
-    """As Hydra does for these two groups."""
-    config = OmegaConf.create({"seed": 3})
-    config.data = OmegaConf.load(CONF / "data" / f"{data}.yaml")
-    config.augment = OmegaConf.load(CONF / "augment" / f"{augment}.yaml")
-    return OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
+    """As the command line does."""
+    GlobalHydra.instance().clear()
+    chosen = ["~experiment", "run.name=x", "seed=3", f"data={data}", f"augment={augment}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose_config("config", overrides=chosen)
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -41,7 +45,7 @@ def test_data_keys_are_arguments(data: str) -> None:
 def test_augment_builds_both_transforms(augment: str, size: int) -> None:
     config = compose("folder", augment, f"data.image_size={size}")
     train, evaluate = instantiate(config.data.transform), instantiate(config.data.eval_transform)
-    assert isinstance(train, TrainTransform)
+    assert isinstance(train, TrainTransform | CropTransform)
     assert isinstance(evaluate, EvalTransform)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for result in (train(image, sample_rng(0, 0, 0)), evaluate(image)):

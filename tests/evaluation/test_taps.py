@@ -87,7 +87,9 @@ def test_one_pass_gives_what_single_passes_give_and_changes_nothing():
 def test_a_network_of_two_channels_gets_edges_and_others_are_refused():
     network = frozen(small_resnet(4, in_channels=2))
     assert network.shapes(network.pools([GAP], 16), 16) == {GAP: (32,)}
-    with pytest.raises(ValueError, match="backbone.in_channels must be data.channels=1, or 2 .* Received: 3"):
+    with pytest.raises(
+        ValueError, match="backbone.in_channels must be data.channels=1, 2 for Sobel edges. Received: 3"
+    ):
         frozen(small_resnet(4), channels=1)
 
 
