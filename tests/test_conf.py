@@ -266,6 +266,26 @@ def test_recipes_are_the_papers_and_the_releases():
     assert release.data.replacement
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("update_interval", "method.centroid_update_interval", "1,10,50,100"),
+        ("min_cluster_size", "method.min_cluster_size", "5,10,20,40,80,160"),
+        ("longtail", "data.subset.ratio", "1,2,4,8,16,32,64"),
+    ],
+)
+def test_sweeps_are_the_papers(name, key, values):
+    sweep = yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())
+    assert sweep["hydra"]["sweeper"]["params"] == {key: values}
+    cfg = composed(f"sweep={name}", "data.root=/data", "measure.root=/voc")
+    assert (cfg.data.subset.num_classes, cfg.data.subset.ratio) == (300, 1)
+    assert cfg.data.subset.num_images == (100_000 if name == "longtail" else 90_000)
+    assert (cfg.task.name, cfg.protocol.name) == ("train_evaluate", "voc07_svm")
+    assert cfg.measure.source._target_.endswith("VOC2007")
+    assert cfg.backbone._target_.endswith("resnet50")
+    assert cfg.data.subset.num_images / cfg.method.num_clusters > 160
+
+
 def test_recipe_of_deepcluster_is_odcs_but_for_what_the_paper_names():
     odc, dc = (composed(f"experiment={name}_r50", "data.root=/data") for name in ("odc", "dc"))
     assert (dc.optim.lr, dc.backbone.in_channels) == (0.1, 2)

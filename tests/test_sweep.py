@@ -93,6 +93,15 @@ def test_what_cannot_be_measured_is_said_before_the_training(chain, tmp_path, ar
     assert not (tmp_path / "small" / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_a_chain_on_two_processes_measures_on_one(chain, tmp_path):
+    outcome = run_alone(*chain, "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+    assert outcome.code == 0, outcome.text
+    results = json.loads((tmp_path / "small" / "evaluations" / "knn" / "results.json").read_text())
+    assert results["device"].startswith("1 x")
+    assert json.loads((tmp_path / "small" / "results.json").read_text())["device"].startswith("2 x")
+
+
 # -- sweeps ------------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +153,12 @@ def test_a_subset_larger_than_the_data_is_such_a_cell(chain, tmp_path):
     assert outcome.code == 1
     assert "data.subset.num_images=49: data.subset.num_images must be at most 48, the images of the 2" in outcome.text
     assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_what_is_wrong_with_all_jobs_is_said_once(tmp_path):
+    outcome = run("-m", "sweep=update_interval", f"run.root={tmp_path}", "trainer=cpu")
+    assert outcome.code == 1
+    assert outcome.text.strip().startswith("Error: no job of the sweep can run: data.root must name a folder of images")
 
 
 def broken(tmp_path):

@@ -78,8 +78,12 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit, naming each job that cannot run."""
         sweep.begin(config)
-        if wrong := sweep.impossible(config, kwargs["config_name"], settle, plain_message):
-            sys.exit("\n  ".join([f"Error: nothing was started, for {_jobs(wrong)} cannot run:", *wrong]))
+        wrong = sweep.impossible(config, kwargs["config_name"], settle, plain_message)
+        if len(set(wrong.values())) == 1 < len(wrong) == len(sweep.jobs(config)):
+            sys.exit(f"Error: no job of the sweep can run: {next(iter(wrong.values()))}")
+        if wrong:
+            lines = [f"{job}: {message}" for job, message in wrong.items()]
+            sys.exit("\n  ".join([f"Error: nothing was started, for {_jobs(lines)} cannot run:", *lines]))
 
 
 def main() -> None:

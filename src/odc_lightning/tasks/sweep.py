@@ -46,7 +46,7 @@ def report_failure(overrides: Sequence[str], message: str) -> None:
     """Note that a job failed, in the sweep's folder."""
     if file := os.environ.get(FAILED):
         with open(file, "a", encoding="utf-8") as lines:
-            lines.write(_line(overrides, message) + "\n")  # in one piece: other jobs write here too
+            lines.write(f"{sweep_job(overrides)}: {_one_line(message)}\n")  # in one piece: other jobs write here too
 
 
 def failures() -> list[str]:
@@ -55,8 +55,8 @@ def failures() -> list[str]:
     return sorted(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else []
 
 
-def _line(overrides: Sequence[str], message: str) -> str:
-    return f"{sweep_job(overrides)}: {' '.join(message.removeprefix('Error: ').split())}"
+def _one_line(message: str) -> str:
+    return " ".join(message.removeprefix("Error: ").split())
 
 
 def jobs(config: DictConfig) -> list[list[str]]:
@@ -77,8 +77,8 @@ def impossible(
     config_name: str,
     settle: Callable[[DictConfig, DictConfig], object],
     explain: Callable[..., str],
-) -> list[str]:
-    """What is wrong with each job that cannot run, its name before it.
+) -> dict[str, str]:
+    """What is wrong with each job that cannot run, by its name.
 
     Args:
         config: of the sweep, with its ``hydra`` part.
@@ -87,7 +87,7 @@ def impossible(
         explain: the message of an error that a person can mend, else nothing.
     """
     data: dict[str, DataModule] = {}
-    wrong = []
+    wrong = {}
     for overrides in jobs(config):
         try:
             cfg = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
@@ -98,7 +98,7 @@ def impossible(
         except Exception as error:
             if not (message := explain(error)):
                 raise
-            wrong.append(_line(overrides, message))
+            wrong[sweep_job(overrides)] = _one_line(message)
     return wrong
 
 

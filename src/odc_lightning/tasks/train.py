@@ -48,7 +48,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     start_from(cfg, method, folder)
     checkpoint, step = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
     method.run_config = config
-    if is_rank_zero() and isinstance(datamodule.train_source, ClassSubset):
+    if checkpoint is None and is_rank_zero() and isinstance(datamodule.train_source, ClassSubset):
         datamodule.train_source.save(folder.path / "subset.csv")
     trainer.loggers = loggers(cfg, folder, step, config)
     try:
