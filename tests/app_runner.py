@@ -4,8 +4,10 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from unittest import mock
 
@@ -118,3 +120,14 @@ def write_images(folder, count=12, classes=("a", "b"), side=24, ending="jpg"):
         pixels[..., kind % 3] += 120
         Image.fromarray(pixels.astype(np.uint8)).save(path, format="JPEG" if ending.lower() != "png" else None)
     return folder
+
+
+def kill_when(process, file, number=signal.SIGKILL):
+    """Signal a process at a random moment after a file has appeared; returns what it said."""
+    deadline = time.monotonic() + 120
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
+    assert process.poll() is None, "the run was to be stopped before it ended"
+    process.send_signal(number)
+    return process.communicate(timeout=60)[0]

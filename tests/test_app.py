@@ -7,15 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import entry_points
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
-from app_runner import TINY, TINY_FOLDER, command, run, run_alone, write_images
+from app_runner import TINY, TINY_FOLDER, command, kill_when, run, run_alone, write_images
 from helpers import differences, last_checkpoint
 from odc_lightning import app
 from odc_lightning.callbacks.metrics_csv import read_metrics
@@ -388,11 +386,9 @@ def test_the_console_script_is_the_same_program():
 # -- sweeps ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_has_stable_folders_skips_what_is_finished_and_survives_a_failing_job(small, tmp_path):
-    outcome = run("-m", *small, "method.min_cluster_size=2,99,3")
-    assert outcome.code == 1
-    assert "min_cluster_size can be at most 15" in outcome.text
-    assert "Traceback" not in outcome.text
+def test_a_sweep_has_stable_folders_and_skips_what_is_finished(small, tmp_path):
+    outcome = run("-m", *small, "method.min_cluster_size=2,3")
+    assert outcome.code == 0, outcome.text
     done = sorted(path.parent.name for path in (tmp_path / "small").rglob("results.json"))
     assert done == ["method.min_cluster_size=2", "method.min_cluster_size=3"]
     outcome = run("-m", *small, "method.min_cluster_size=2,3,4")
@@ -401,12 +397,13 @@ def test_a_sweep_has_stable_folders_skips_what_is_finished_and_survives_a_failin
     assert len(list((tmp_path / "small").rglob("results.json"))) == 3
 
 
-def test_each_failing_job_of_a_sweep_says_why(small):
+def test_each_impossible_job_of_a_sweep_says_why_and_none_is_started(small, tmp_path):
     outcome = run("-m", *small, "method.momentum=0,2,0.5")
     assert outcome.code == 1
     for value in (0, 2):
-        assert outcome.text.count(f"Error: momentum must be in (0, 1]. Received: {value}") == 1
-    assert outcome.text.rstrip().endswith("2 jobs of the sweep failed")
+        line = f"method.momentum={value}: momentum must be in (0, 1]. Received: {value}"
+        assert outcome.text.count(line) == 1
+    assert not list((tmp_path / "small").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -440,10 +437,6 @@ def test_joblib_runs_jobs_side_by_side(small, tmp_path):
     outcome = run_alone("-m", *small, "seed=1,2", *launcher)
     assert outcome.code == 0, outcome.text
     assert len(list((tmp_path / "small").rglob("results.json"))) == 2
-    outcome = run_alone("-m", *small, "seed=1,2", "method.momentum=0.5,2", *launcher)
-    assert outcome.code == 1
-    assert "momentum must be in (0, 1]. Received: 2" in outcome.text
-    assert len(list((tmp_path / "small").rglob("results.json"))) == 4
 
 
 # -- W&B ---------------------------------------------------------------------------------------------------------------
@@ -482,17 +475,6 @@ def test_wandb_without_a_key_is_offline_and_says_so(small, tmp_path, monkeypatch
 
 
 # -- stopped and started again -----------------------------------------------------------------------------------------
-
-
-def kill_when(process, file, number=signal.SIGKILL):
-    """Signal a process at a random moment after a file has appeared; returns what it said."""
-    deadline = time.monotonic() + 120
-    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
-    assert process.poll() is None, "the run was to be stopped before it ended"
-    process.send_signal(number)
-    return process.communicate(timeout=60)[0]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])

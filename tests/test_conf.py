@@ -38,7 +38,13 @@ def composed(*overrides):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group, choice):
-    cfg = composed(f"{group}={choice}", *(["data.root=/data"] if group in ("data", "experiment") else []))
+    roots = {
+        "data": ["data.root=/data"],
+        "experiment": ["data.root=/data"],
+        "measure": [],
+        "sweep": ["data.root=/data"],
+    }
+    cfg = composed(f"{group}={choice}", *roots.get(group, []))
     # An initialisation or a protocol may need keys of a certain backbone or data set.
     assert OmegaConf.to_container(cfg, resolve=group not in ("init", "protocol", "task"))["run"]["name"]
 
@@ -118,6 +124,8 @@ def few_steps(tmp_path, photographs, binaries, monkeypatch):
             data += [f"init.path={tmp_path / 'start.pth'}"]
         data += ["backbone.in_channels=1"] if "method=colorization" in args else []
         data += [f"method.num_classes={2 if root == photographs else 10}"] if "num_classes" in own else []
+        if cfg.data.get("subset"):
+            data += ["data.subset.num_classes=2", "data.subset.num_images=12", f"data.subset.file={tmp_path}/draw.csv"]
         short = [arg for arg in SHORT if key_of_method(arg) is None or key_of_method(arg) in own]
         outcome = run(f"run.root={tmp_path}", *short, *data, *args)
         assert outcome.code == 0, outcome.text
@@ -147,7 +155,9 @@ def test_every_experiment_trains(few_steps, name):
 
 
 OF_METHODS = [
-    name for name in GROUPS["data"] if name in ("cifar10", "cifar100", "folder", "imagenet", "mnist5k", "stl10")
+    name
+    for name in GROUPS["data"]
+    if name in ("cifar10", "cifar100", "folder", "mnist5k", "stl10") or "imagenet" in name
 ]
 
 
@@ -257,6 +267,26 @@ def test_recipes_are_the_papers_and_the_releases():
     assert (method.small_means, method.split_side, method.guarantee_size) == ("below", "second", False)
     assert (method.head_momentum, method.neck_bn_momentum, method.neck_bn_affine) == (0.0, 0.001, False)
     assert release.data.replacement
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "values"),
+    [
+        ("update_interval", "method.centroid_update_interval", "1,10,50,100"),
+        ("min_cluster_size", "method.min_cluster_size", "5,10,20,40,80,160"),
+        ("longtail", "data.subset.ratio", "1,2,4,8,16,32,64"),
+    ],
+)
+def test_sweeps_are_the_papers(name, key, values):
+    sweep = yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())
+    assert sweep["hydra"]["sweeper"]["params"] == {key: values}
+    cfg = composed(f"sweep={name}", "data.root=/data", "measure.root=/voc")
+    assert (cfg.data.subset.num_classes, cfg.data.subset.ratio) == (300, 1)
+    assert cfg.data.subset.num_images == (100_000 if name == "longtail" else 90_000)
+    assert (cfg.task.name, cfg.protocol.name) == ("train_evaluate", "voc07_svm")
+    assert cfg.measure.source._target_.endswith("VOC2007")
+    assert cfg.backbone._target_.endswith("resnet50")
+    assert cfg.data.subset.num_images / cfg.method.num_clusters > 160
 
 
 def test_recipe_of_deepcluster_is_odcs_but_for_what_the_paper_names():

@@ -61,7 +61,8 @@ def test_named_keys_and_choices_exist():
         path.name: {file.stem for file in path.glob("*.yaml")} for path in (ROOT / "conf").iterdir() if path.is_dir()
     }
     known = set(keys(yaml.safe_load(run("--cfg", "job").text)))
-    for other in (["experiment=odc_cifar10"], ["experiment=dc_cifar10"], ["task=evaluate", "protocol=linear"]):
+    chain = ["task=train_evaluate", "subset=classes", "measure=voc2007"]
+    for other in (["experiment=odc_cifar10"], ["experiment=dc_cifar10"], ["task=evaluate", "protocol=linear"], chain):
         known |= set(keys(yaml.safe_load(run(*other, "--cfg", "job").text)))
     for name, value in re.findall(r"`(\w+(?:\.\w+)*)=([\w./]*)", README):
         if name in groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -15,35 +14,23 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from odc_lightning.tasks import sweep
 from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds
 from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
 _DEBUGGING = os.environ.setdefault("ODC_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
 log = logging.getLogger("odc_lightning")
-_failed_jobs: list[str] = []  # messages of this process's sweep
 # What a person can mend: told in one message; the traceback goes to the run's log file.
 MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
 
-
-def sweep_job(overrides: list[str]) -> str:
-    """Folder of a sweep's job, stable from start to start: the overrides in which the jobs of the sweep differ."""
-    arguments = [part for part in os.environ.get("ODC_ARGUMENTS", "").split("\n") if re.match(r"[^-=][^=]*=", part)]
-    swept = {o.key_or_group for o in OverridesParser.create().parse_overrides(arguments) if o.is_sweep_override()}
-    parts = {part.lstrip("+").partition("=")[0]: part for part in overrides}
-    # Without a sweep on the command line, hydra.sweeper.params holds one.
-    chosen = sorted(part for key, part in parts.items() if (key in swept if swept else part not in arguments))
-    name = ",".join(chosen).replace("/", ".")
-    return name if 0 < len(name) <= 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
-
-
-OmegaConf.register_new_resolver("sweep_job", sweep_job, replace=True)
+OmegaConf.register_new_resolver("sweep_job", sweep.sweep_job, replace=True)
 
 
 def conf_dir() -> Path:
@@ -57,44 +44,68 @@ def run_task(cfg: DictConfig) -> Any:
     """Hand the composed config to the task it names."""
     task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
     try:
-        settle(cfg)
+        for choice, keys in settle(cfg, HydraConfig.get()).items():
+            if _rank() == "0":
+                log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
         return task(cfg)
     except Exception as error:
         message = plain_message(error)
         log.debug("traceback of the error", exc_info=True)
-        if HydraConfig.get().mode == RunMode.MULTIRUN and message:
-            log.error(message)
-            _failed_jobs.append(message)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            sweep.report_failure(HydraConfig.get().overrides.task, message or f"{type(error).__name__}: {error}")
+            log.error(message or "a bug in odc-lightning:", exc_info=not message)
             raise  # Hydra goes on with the other jobs
         if _DEBUGGING or not message:
             raise
         sys.exit(message)
 
 
-def settle(cfg: DictConfig) -> None:
-    """Hold the command line against conf/; see :mod:`odc_lightning.tasks.choices`."""
-    given, choices = HydraConfig.get().overrides.task, dict(HydraConfig.get().runtime.choices)
+def settle(cfg: DictConfig, own: Any) -> dict[str, list[str]]:
+    """Hold the command line, as ``own`` of Hydra has it, against conf/; returns keys that were dropped, by choice.
+
+    See :mod:`odc_lightning.tasks.choices`.
+    """
+    given, choices = list(own.overrides.task), dict(own.runtime.choices)
     require_fidelity(conf_dir(), choices)
-    for choice, keys in drop_keys_of_other_choices(cfg, conf_dir(), list(given)).items():
-        if _rank() == "0":
-            log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
-    require_kinds(cfg, conf_dir(), choices, list(given))
+    dropped = drop_keys_of_other_choices(cfg, conf_dir(), given)
+    require_kinds(cfg, conf_dir(), choices, given)
+    return dropped
+
+
+class SweepCallback(Callback):
+    """Hydra calls it before a sweep: nothing runs where a job is impossible."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit, naming each job that cannot run."""
+        sweep.begin(config)
+        wrong = sweep.impossible(config, kwargs["config_name"], settle, plain_message)
+        if len(set(wrong.values())) == 1 < len(wrong) == len(sweep.jobs(config)):
+            sys.exit(f"Error: no job of the sweep can run: {next(iter(wrong.values()))}")
+        if wrong:
+            lines = [f"{job}: {message}" for job, message in wrong.items()]
+            sys.exit("\n  ".join([f"Error: nothing was started, for {_jobs(lines)} cannot run:", *lines]))
 
 
 def main() -> None:
     """Entry point of ``python -m odc_lightning`` and of ``odc``."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come here instead of Hydra printing them
-    _failed_jobs.clear()
-    os.environ["ODC_ARGUMENTS"] = "\n".join(sys.argv[1:])
+    os.environ.pop(sweep.FAILED, None)
+    os.environ[sweep.ARGUMENTS] = "\n".join(sys.argv[1:])
     app = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(run_task)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(STOPPED)
     except Exception as error:
-        if _DEBUGGING or not (message := plain_message(error)):
+        failed = sweep.failures()
+        message = "\n  ".join([f"{_jobs(failed)} failed:", *failed]) if failed else plain_message(error)
+        if _DEBUGGING or not message:
             raise
-        sys.exit(f"{len(_failed_jobs)} jobs of the sweep failed" if _failed_jobs else message)
+        sys.exit(message)
+
+
+def _jobs(messages: list[str]) -> str:
+    return f"{len(messages)} job{'s' * (len(messages) > 1)} of the sweep"
 
 
 def plain_message(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from odc_lightning.data.dataset import EvalDataset, IndexedDataset, Transform, collate
 from odc_lightning.data.loader import GlobalBatches, TrainLoader, local_batch_size
 from odc_lightning.data.sources import ImageSource, MissingSplitError
+from odc_lightning.data.subset import ClassDraw
 from odc_lightning.memory import Ranks
 
 
@@ -31,6 +32,7 @@ class DataModule(pl.LightningDataModule):
         seed: of permutations and augmentation.
         mean, std: per channel on the scale 0..1, applied on the device.
         image_size: side of the training images in pixels.
+        subset: takes a part of the training and validation images; None: all.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class DataModule(pl.LightningDataModule):
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         image_size: int = 224,
+        subset: ClassDraw | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -58,10 +61,12 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.on_bad_image = batch_size, num_workers, on_bad_image
         self.replacement, self.seed, self.mean, self.std = replacement, seed, tuple(mean), tuple(std)
         self.image_size = image_size
-        self.train_source = source(split="train")
+        self.train_source: ImageSource = source(split="train")
         self.val_source: ImageSource | None = None
         with suppress(MissingSplitError):
             self.val_source = source(split="val")
+        if subset:
+            self.train_source, self.val_source = subset(self.train_source, self.val_source)
 
     @property
     def num_samples(self) -> int:

@@ -72,6 +72,9 @@ class ImageFolder(ImageSource):
     def path(self, index: int) -> str:
         return os.path.join(self.folder, self.files[index])
 
+    def relative_path(self, index: int) -> str:
+        return self.files[index]
+
     def fingerprint(self) -> str:
         text = f"{self.name} {self.split} {len(self)} {self.files.fingerprint()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -74,6 +74,9 @@ class Places205(ImageSource):
     def path(self, index: int) -> str:
         return self.source.path(index)
 
+    def relative_path(self, index: int) -> str:
+        return self.source.relative_path(index)
+
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
@@ -103,6 +106,9 @@ class _Listed(ImageSource):
 
     def path(self, index: int) -> str:
         return str(self.folder / os.fsdecode(self.paths[index]))
+
+    def relative_path(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
     def fingerprint(self) -> str:
         assert self.targets is not None

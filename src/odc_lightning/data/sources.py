@@ -73,6 +73,10 @@ class ImageSource(ABC):
     def path(self, index: int) -> str:
         """Return the file's absolute path, or a name such as `mnist5k/train/17` for images in memory."""
 
+    def relative_path(self, index: int) -> str:
+        """Return the path below the data's own folder: the same wherever the data lie."""
+        return self.path(index)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that change with the data: a run must not be resumed on other images."""

@@ -53,11 +53,25 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     config |= {"weights": about_weights(subject, config), "images": about_images(data)}
     folder = EvaluationFolder(folder_of(home, protocol), config)
     log_into(folder.path)
+    return evaluated(cfg, protocol, data, folder, home, subject, cfg.trainer.devices, cfg.trainer.num_nodes)
+
+
+def evaluated(
+    cfg: DictConfig,
+    protocol: Protocol,
+    data: DataModule,
+    folder: EvaluationFolder,
+    home: Path,
+    subject: Subject,
+    devices: Any,
+    num_nodes: int = 1,
+) -> dict[str, float]:
+    """Metrics of this evaluation: those that are in its folder already, else measured now."""
     if (results := folder.finished()) is not None and cfg.resume != "never":
         say(f"{folder.path} is finished; nothing to do. Start over with resume=never.")
         show_results(results, folder.path)
         return results["metrics"]
-    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=cfg.trainer.devices, num_nodes=cfg.trainer.num_nodes)
+    fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=devices, num_nodes=num_nodes)
     fabric.launch()
     benches = list(networks(protocol, data, folder, home, subject, fabric.device))
     for bench in benches:

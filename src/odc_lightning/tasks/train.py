@@ -23,6 +23,7 @@ from odc_lightning.callbacks.wandb import finish_wandb, require_mode, wandb_logg
 from odc_lightning.checks import check_choice
 from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
+from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
@@ -47,6 +48,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     start_from(cfg, method, folder)
     checkpoint, step = take_up(cfg.resume, folder, cfg.trainer.max_epochs)
     method.run_config = config
+    if checkpoint is None and is_rank_zero() and isinstance(datamodule.train_source, ClassSubset):
+        datamodule.train_source.save(folder.path / "subset.csv")
     trainer.loggers = loggers(cfg, folder, step, config)
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
