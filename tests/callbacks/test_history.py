@@ -232,6 +232,7 @@ def feed(memory, ranks):
         memory.handle_small_clusters()
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_counts(tmp_path):
     memory = Memory(num_samples=60, num_clusters=5, feature_dim=4, min_cluster_size=9)
     feed(memory, Ranks())

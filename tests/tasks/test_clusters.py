@@ -81,6 +81,14 @@ def test_a_run_of_deepcluster(trained):
     assert "age" not in table
 
 
+def test_the_history_can_be_left_out(trained):
+    root = trained.parent
+    places = [f"run.root={root}", f"data.root={root / 'images'}", f"data.cache_dir={root}", "run.name=without"]
+    outcome = run(*TINY_FOLDER, *places, "callbacks.history=null", "callbacks.measure=null")
+    assert outcome.code == 0, outcome.text
+    assert [file.name for file in (root / "without" / "clusters").iterdir()] == ["assignments.csv"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

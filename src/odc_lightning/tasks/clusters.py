@@ -28,7 +28,7 @@ from odc_lightning.report.history import HISTORY, History
 from odc_lightning.tasks.evaluation_folder import log_into
 from odc_lightning.tasks.subject import Subject
 
-_BLOCK = 4096  # rows of similarities at a time
+_BLOCK = 1024  # rows of similarities at a time: half a gigabyte for 120,000 shown images
 
 
 class Clusters(NamedTuple):
