@@ -317,6 +317,9 @@ def open_one(page, data):
     page.click("#nearest .thumb:nth-child(2)")
     page.until(f"document.querySelector('#nearest .thumb').dataset.image === '{beside}'")
     assert f"img={beside}" in page.js("location.hash")
+    id_now = page.js("document.getElementById('which').textContent")
+    page.click("[aria-label='next cluster']:enabled, [aria-label='previous cluster']:enabled")
+    page.until(f"document.getElementById('which').textContent !== '{id_now}'")
     page.click("#close")
     page.until("!document.getElementById('detail').open && location.hash === ''")
 

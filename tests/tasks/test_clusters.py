@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from app_runner import TINY_FOLDER, run, write_images
-from odc_lightning.tasks.clusters import means, nearest_rows
+from helpers import squares
+from odc_lightning.tasks.clusters import clusters_of, means, nearest_rows, require_files
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,25 @@ def test_what_cannot_work_is_said(trained, args, message):
     assert outcome.code == 1
     assert message in outcome.text
     assert "Traceback" not in outcome.text
+
+
+def test_what_a_checkpoint_holds():
+    torch.manual_seed(0)
+    rows, labels, source = torch.rand(8, 3), torch.arange(8, dtype=torch.int32) % 2, squares(8)
+    centroids = torch.rand(2, 3)
+    odc = clusters_of({"method": {"memory": {"rows": rows, "labels": labels, "centroids": centroids}}}, "x", source)
+    assert odc.distances_N.tolist() == pytest.approx([float((rows[i] - centroids[i % 2]).norm()) for i in range(8)])
+    state = {"labels": torch.stack([1 - labels, labels]), "bank": {"rows": rows}}
+    local_aggregation = clusters_of({"method": state}, "x", source)
+    assert local_aggregation.labels_N.tolist() == labels.tolist()
+    assert local_aggregation.distances_N[2] == pytest.approx(float((rows[2] - rows[::2].mean(0)).norm()))
+    for state in ({}, {"labels": None}, {"labels": labels, "distances": rows[:, 0], "clustered_at": -1}):
+        with pytest.raises(ValueError, match="needs a run with clusters.*Received: runs/x/last.ckpt"):
+            clusters_of({"method": state}, "runs/x/last.ckpt", source)
+    with pytest.raises(ValueError, match="trained on 9 images, squares has 8"):
+        clusters_of({"method": {"data": {"samples": 9}}}, "x", source)
+    with pytest.raises(ValueError, match=r"links=true needs images that are files.*such as squares/train/0"):
+        require_files([source.path(0)])
 
 
 def test_nearest_rows_and_means_against_loops():
