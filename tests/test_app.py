@@ -74,7 +74,7 @@ def test_the_run_folder_holds_what_is_promised(finished):
     root, outcome = finished
     folder = root / "demo"
     files = ["config.yaml", "metrics.csv", "results.json", "run.png", "run.log"]
-    for name in (*files, "checkpoints/last.ckpt", "clusters/assignments.csv"):
+    for name in (*files, "checkpoints/last.ckpt", "clusters/assignments.csv", "clusters/history.npz"):
         assert (folder / name).stat().st_size > 0, name
     assert not list(folder.rglob("*writing*"))
     results = json.loads((folder / "results.json").read_text())

@@ -90,6 +90,7 @@ def test_files_of_a_run_are_named_as_they_are():
         "run.png",
         "checkpoints/",
         "clusters/assignments.csv",
+        "clusters/history.npz",
         "wandb/",
     }
     assert named == promised

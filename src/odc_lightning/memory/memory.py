@@ -10,6 +10,7 @@ from torch import Tensor
 from odc_lightning.checks import check_choice
 from odc_lightning.clustering.nearest import METRICS, nearest_centroid
 from odc_lightning.memory.centroids import CentroidsMemory
+from odc_lightning.memory.journal import Journal
 from odc_lightning.memory.ranks import Ranks
 from odc_lightning.memory.samples import ROW_DTYPES, SamplesMemory
 from odc_lightning.memory.small_clusters import SIDES, SmallClusters
@@ -91,6 +92,7 @@ class Memory:
             metric=metric,
             generator=self.generator,
         )
+        self.journal = Journal(metric, self.ranks)
         self.updates, self.refilled = 0, 0
         self.filled = False
         self._small_flag: _LateFlag | None = None
@@ -109,6 +111,7 @@ class Memory:
         """Move everything to a device."""
         self.samples.to(device)
         self.centroids.to(device)
+        self.journal.to(device)
         return self
 
     def fill(self, owned_features: Tensor, labels_N: Tensor) -> list[int]:
@@ -155,6 +158,7 @@ class Memory:
         old_rows, new_rows = self.samples.move(index_B[own], features_BD[own], self.momentum, self.renormalize)
         new_labels_B = torch.zeros_like(old_labels_B)
         new_labels_B[own] = nearest_centroid(new_rows, self.centroids.centroids_CD, metric=self.metric)
+        self.journal.count(old_rows, old_labels_B[own], new_labels_B[own], self.centroids.centroids_CD)
         new_labels_B = self.ranks.sum(new_labels_B)
         self.centroids.move_rows(old_rows, old_labels_B[own], new_rows, new_labels_B[own])
         switched_B = self.centroids.move_members(old_labels_B, new_labels_B)
@@ -194,6 +198,7 @@ class Memory:
             "generator": self.generator.get_state(),
             "updates": self.updates,
             "refilled": self.refilled,
+            "journal": self.journal.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,6 +221,8 @@ class Memory:
         self.centroids.moves_C = state["moves"].to(device, copy=True)
         self.generator.set_state(state["generator"])
         self.updates, self.refilled, self.filled = state["updates"], state["refilled"], True
+        if "journal" in state:  # checkpoints of earlier versions have none
+            self.journal.load_state_dict(state["journal"])
         self._recount()
         if not torch.equal(self.ranks.sum(self.centroids.sums_CD).cpu(), state["sums"]):
             raise RuntimeError("the checkpoint's memory is damaged: its cluster sums do not equal those of its rows")
@@ -227,6 +234,7 @@ class Memory:
     def _handle(self) -> list[int]:
         small = self.small_clusters.handle(self.samples, self.centroids)
         self.refilled += len(small)
+        self.journal.add(self.updates, self.small_clusters.events)
         return small
 
     def _any_small(self) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from odc_lightning.clustering.nearest import nearest_centroid
 from odc_lightning.memory.centroids import CentroidsMemory
+from odc_lightning.memory.journal import DISSOLVED, SPLIT, Event
 from odc_lightning.memory.samples import SamplesMemory
 from odc_lightning.memory.split import two_way_split
 
@@ -24,6 +25,9 @@ class SmallClusters:
         side: which part of a split becomes the new cluster: ``random`` (paper) or the ``second`` (release).
         metric: rule of nearness for the members of a dissolved cluster.
         generator: CPU generator of the random sides.
+
+    Attributes:
+        events: of the latest call, see :class:`odc_lightning.memory.journal.Journal`.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class SmallClusters:
     ) -> None:
         self.largest_small, self.smallest_half = largest_small, smallest_half
         self.side, self.metric, self.generator = side, metric, generator
+        self.events: list[Event] = []
 
     def among(self, sizes_C: Tensor) -> Tensor:
         """Which clusters are small, (C,) bool."""
@@ -40,7 +45,10 @@ class SmallClusters:
         """Dissolve and refill all small clusters; returns their numbers, ascending."""
         small_C = self.among(centroids.sizes_C)
         small = small_C.nonzero().flatten().tolist()
+        self.events = []
         if small:
+            sizes = centroids.sizes_C[small_C].tolist()
+            self.events = [(DISSOLVED, cluster, -1, size) for cluster, size in zip(small, sizes, strict=True)]
             self._dissolve(small_C, samples, centroids)
             for cluster in small:
                 self._refill(cluster, samples, centroids)
@@ -60,9 +68,11 @@ class SmallClusters:
         sizes = centroids.sizes_C.cpu().numpy()
         largest = int(sizes.argmax())
         if sizes[largest] >= 2 * self.smallest_half:
-            index_M, donors = self._half(samples.members(largest), samples), [largest]
+            index_M = self._half(samples.members(largest), samples)
+            donors = {largest: len(index_M)}
         else:
             index_M, donors = self._borders(sizes, samples)
+        self.events += [(SPLIT, cluster, donor, members) for donor, members in donors.items()]
         self._move(index_M, torch.full_like(index_M, cluster), samples, centroids)
         centroids.refresh_few([*donors, cluster])
 
@@ -73,19 +83,19 @@ class SmallClusters:
         takes_first = self.side == "random" and bool(torch.randint(2, (1,), generator=self.generator))
         return index_M[~second_M if takes_first else second_M]
 
-    def _borders(self, sizes: np.ndarray, samples: SamplesMemory) -> tuple[Tensor, list[int]]:
+    def _borders(self, sizes: np.ndarray, samples: SamplesMemory) -> tuple[Tensor, dict[int, int]]:
         """Border members of the largest clusters, as many as each can spare, until a new cluster is not small.
 
         Needed when the threshold is close to N / C, where no cluster can be split into two that are large enough.
         """
-        taken, donors, missing = [], [], self.smallest_half
+        taken, donors, missing = [], {}, self.smallest_half
         for donor in np.argsort(-sizes, kind="stable").tolist():
             spare = min(int(sizes[donor]) - self.smallest_half, missing)
             index_M = samples.members(donor)
             rows_MD = samples.gathered_rows(index_M).double()
             outermost = (rows_MD - rows_MD.mean(0)).square().sum(1).argsort(descending=True, stable=True)[:spare]
             taken.append(index_M[samples.ranks.broadcast(outermost)])
-            donors.append(donor)
+            donors[donor] = spare
             missing -= spare
             if missing == 0:
                 break

@@ -42,6 +42,7 @@ class Method(pl.LightningModule):
         log_every_n_steps: optimizer steps between two log lines.
     """
 
+    renumbers_clusters = False  # does each clustering number its clusters anew?
     datamodule: DataModule
     fingerprint: str
     _loss: Tensor
@@ -107,6 +108,13 @@ class Method(pl.LightningModule):
         None for a method without clusters.
         """
         return None
+
+    def journal(self) -> dict[str, Any]:
+        """What changed labels in the running epoch, as :class:`odc_lightning.memory.journal.Journal` keeps it.
+
+        Collective; empty for a method without.
+        """
+        return {}
 
     def sampling_order(self, epoch: int) -> NDArray[np.int64] | None:
         """Images of an epoch in the order of training, (N,); None: a permutation. Asked when the epoch begins."""

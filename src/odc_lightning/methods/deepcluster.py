@@ -58,6 +58,8 @@ class DeepCluster(Method):
         ValueError: for a value outside its range; the clusters are held against the data before training starts.
     """
 
+    renumbers_clusters = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -40,6 +40,8 @@ class LocalAggregation(NPID):
         ValueError: for a value outside its range.
     """
 
+    renumbers_clusters = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -146,6 +146,7 @@ class ODC(Method):
     def finish_iteration(self) -> dict[str, Tensor | float]:
         """Steps 3 and 4, in ``on_train_batch_end``."""
         index_B, feature_BD, ok_B = self._forward_of
+        self.memory.journal.begin(self.trainer.current_epoch)
         # 3. Samples memory: features by Eq. 2, new labels by Eq. 3.
         switch_ratio = self.memory.update(index_B, feature_BD, ok_B=ok_B, unique=not self.datamodule.replacement)
         # 4. Centroids memory: every k-th iteration, average the involved clusters.
@@ -180,6 +181,9 @@ class ODC(Method):
 
     def cluster_sizes(self) -> Tensor:
         return self.memory.sizes_C
+
+    def journal(self) -> dict[str, Any]:
+        return self.memory.journal.state_dict()
 
     @torch.no_grad()
     def centroid_distances(self, block: int = 65536) -> Tensor:

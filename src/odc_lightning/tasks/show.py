@@ -34,6 +34,8 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
         ("metrics.csv", "every logged value"),
         ("run.png", "loss, label switches, cluster sizes as curves"),
         ("clusters/assignments.csv", "which image is in which cluster"),
+        ("clusters/history.npz", "labels of every epoch; task=clusters makes a page of them"),
+        ("clusters/index.html", "the clusters to browse, as of the latest task=clusters"),
         ("checkpoints/last.ckpt", "weights and memory"),
     ):
         if (folder / file).exists():
