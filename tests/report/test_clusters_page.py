@@ -59,8 +59,9 @@ def picture(index, side=64):
     return np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BILINEAR))
 
 
-def two_beside(images):
-    return np.column_stack([(np.arange(len(images)) + step) % len(images) for step in (1, 2)])
+def two_beside(data, images_per_cluster=12):
+    count = int((Shown.of(data, images_per_cluster).images_CS >= 0).sum())
+    return np.column_stack([(np.arange(count) + step) % count for step in (1, 2)])
 
 
 def script(path):
@@ -127,7 +128,7 @@ def test_without_labels_history_and_readable_images(tmp_path):
 
 def test_neighbours_are_named_by_row_and_slot(tmp_path):
     data = made_up(tmp_path, 5, per_cluster=3)
-    write_page(tmp_path, data, picture, images_per_cluster=4, nearest=two_beside)
+    write_page(tmp_path, data, picture, images_per_cluster=4, nearest_Mk=two_beside(data, 4))
     shown = Shown.of(data, 4)
     places = np.flatnonzero(shown.images_CS >= 0).tolist()
     rows = script(tmp_path / "page" / "chunk-00000.js")[1]["rows"]
@@ -214,7 +215,7 @@ def of_size(clusters, marks=()):
 def test_it_opens_sorts_filters_searches_and_shows_images(tmp_path, driver, clusters):
     data = made_up(tmp_path, clusters)
     began = time.perf_counter()
-    page = Page(driver, write_page(tmp_path, data, picture, nearest=two_beside))
+    page = Page(driver, write_page(tmp_path, data, picture, nearest_Mk=two_beside(data)))
     writing = time.perf_counter() - began
     seconds = page.open()
     files = [tmp_path / "index.html", *(tmp_path / "page").iterdir()]

@@ -35,7 +35,6 @@ PER_CHUNK, NAMES_PER_PART = 8, 50_000
 _LABELS = 24  # most bars of a cluster's histogram
 _TEMPLATE = Path(__file__).with_suffix(".html")
 Load = Callable[[int], NDArray[np.uint8] | None]
-Nearest = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 def write_page(
@@ -45,8 +44,8 @@ def write_page(
     *,
     images_per_cluster: int = 12,
     thumbnail: int = 64,
-    nearest: Nearest | None = None,
-    workers: int | None = None,
+    nearest_Mk: NDArray[np.int64] | None = None,
+    done: Callable[[int], object] = lambda chunks: None,
 ) -> Path:
     """Write ``index.html`` and ``page/`` into a folder; returns the page's path.
 
@@ -54,9 +53,9 @@ def write_page(
         load: image by index, uint8 (H, W, 1 or 3); None for one that cannot be read. Called from several threads.
         images_per_cluster: S; half of them nearest to the centroid, half at the border.
         thumbnail: side in pixels; smaller images keep theirs.
-        nearest: called with the shown images (M,), returns for each the positions among them of its nearest,
-            (M, k); None leaves the nearest images out.
-        workers: threads that make thumbnails.
+        nearest_Mk: for each of the M shown images, in the order of :attr:`Shown.images_CS`, the positions in that
+            order of its k nearest; None leaves them out.
+        done: told of each chunk of ``PER_CHUNK`` clusters that is written.
 
     Raises:
         ValueError: for sizes that cannot work, or no image at all.
@@ -70,7 +69,8 @@ def write_page(
     writing = folder / "page.writing"
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
-    _write_parts(writing, data, Shown.of(data, images_per_cluster), load, thumbnail, nearest, workers)
+    shown = Shown.of(data, images_per_cluster)
+    _write_parts(writing, data, shown, load, _cell(load, shown, thumbnail), _neighbours(shown, nearest_Mk), done)
     shutil.rmtree(folder / "page", ignore_errors=True)
     os.replace(writing, folder / "page")
     shutil.copyfile(_TEMPLATE, folder / "index.html")
@@ -82,30 +82,39 @@ def _write_parts(
     data: Clustering,
     shown: Shown,
     load: Load,
-    thumbnail: int,
-    nearest: Nearest | None,
-    workers: int | None,
+    cell: int,
+    neighbours_CSk: NDArray[np.int64] | None,
+    done: Callable[[int], object],
 ) -> None:
-    counts = label_counts(data, shown)
-    past = Past.of(data.history, shown)
+    counts, past = label_counts(data, shown), Past.of(data.history, shown)
     prefix, names = split_prefix(data.paths)
-    cell = _cell(load, shown, thumbnail)
-    table = _table(data, shown, counts, past) | {"prefix": prefix, "cell": cell}
-    _script(folder / "table.js", "table", table)
-    for part in range(0, len(names), NAMES_PER_PART):
-        rows = shown.row_of[data.labels_N[part : part + NAMES_PER_PART]].tolist()
-        text = "\n".join(name.replace("\n", " ") for name in names[part : part + NAMES_PER_PART])
-        _script(folder / f"names-{part // NAMES_PER_PART:04d}.js", "names", {"rows": rows, "text": text})
-    neighbours_CSk = _neighbours(shown, nearest)
+    _script(folder / "table.js", "table", _table(data, shown, counts, past) | {"prefix": prefix, "cell": cell})
+    _write_names(folder, names, shown.row_of[data.labels_N])
 
-    def write_chunk(chunk: int) -> None:
+    def write_chunk(chunk: int) -> int:
         rows = range(chunk * PER_CHUNK, min((chunk + 1) * PER_CHUNK, len(shown.clusters_C)))
         entries = [_entry(row, data, shown, names, counts, past, neighbours_CSk) for row in rows]
         _script(folder / f"chunk-{chunk:05d}.js", "chunk", {"chunk": chunk, "rows": entries})
         sprite(shown.images_CS[rows.start : rows.stop], load, cell).save(folder / f"chunk-{chunk:05d}.jpg", quality=82)
+        return 1
 
-    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(write_chunk, range(-(-len(shown.clusters_C) // PER_CHUNK))))
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # decoding leaves Python to the other threads
+        for one in pool.map(write_chunk, range(num_chunks(len(shown.clusters_C)))):
+            done(one)
+
+
+def _write_names(folder: Path, names: Sequence[str], row_N: NDArray[np.int64]) -> None:
+    """The names of all images, a line each, and the rows of their clusters, in parts for the search."""
+    for start in range(0, len(names), NAMES_PER_PART):
+        part = slice(start, start + NAMES_PER_PART)
+        text = "\n".join(name.replace("\n", " ") for name in names[part])
+        file = folder / f"names-{start // NAMES_PER_PART:04d}.js"
+        _script(file, "names", {"rows": row_N[part].tolist(), "text": text})
+
+
+def num_chunks(clusters: int) -> int:
+    """Chunks that so many clusters lie in."""
+    return -(-clusters // PER_CHUNK)
 
 
 def _table(data: Clustering, shown: Shown, counts: csr_array, past: Past) -> dict[str, Any]:
@@ -167,14 +176,13 @@ def _entry(
     return entry
 
 
-def _neighbours(shown: Shown, nearest: Nearest | None) -> NDArray[np.int64] | None:
+def _neighbours(shown: Shown, nearest_Mk: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
     """The nearest of each shown image as row x S + slot, (C, S, k); 0 in empty slots."""
-    if nearest is None:
+    if nearest_Mk is None:
         return None
     places = np.flatnonzero(shown.images_CS >= 0)  # in the flat table a place is row x S + slot
-    positions = nearest(shown.images_CS.ravel()[places])
-    table = np.zeros((shown.images_CS.size, positions.shape[1]), dtype=np.int64)
-    table[places] = places[positions]
+    table = np.zeros((shown.images_CS.size, nearest_Mk.shape[1]), dtype=np.int64)
+    table[places] = places[nearest_Mk]
     return table.reshape(*shown.images_CS.shape, -1)
 
 

@@ -19,10 +19,10 @@ from odc_lightning.callbacks.clusters import write_assignments
 from odc_lightning.console import quiet, say, size
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.sources import BadImageError, ImageSource
-from odc_lightning.evaluation.features import eval_loader, extract
+from odc_lightning.evaluation.features import eval_loader, extract, step_bar
 from odc_lightning.methods.base import Method
-from odc_lightning.report.cluster_figures import Clustering
-from odc_lightning.report.clusters_page import write_page
+from odc_lightning.report.cluster_figures import Clustering, Shown
+from odc_lightning.report.clusters_page import num_chunks, write_page
 from odc_lightning.report.curves import ASSIGNMENTS
 from odc_lightning.report.history import HISTORY, History
 from odc_lightning.tasks.evaluation_folder import log_into
@@ -46,10 +46,7 @@ def clusters(cfg: DictConfig) -> Path:
         ValueError: for settings that cannot work, or a run without clusters, before anything is written.
     """
     quiet()
-    options = cfg.clusters
-    for key, least in (("images_per_cluster", 1), ("thumbnail", 1), ("neighbours", 0)):
-        if not isinstance(options[key], int) or options[key] < least:
-            raise ValueError(f"clusters.{key} must be a whole number from {least}. Received: {options[key]!r}")
+    require_numbers(cfg.clusters)
     subject = Subject.of(cfg.init.path)
     if subject.saved is None or subject.run is None or subject.checkpoint is None:
         raise ValueError(f"task=clusters needs a run: init.path=runs/<name>. Received: {cfg.init.path}")
@@ -60,31 +57,40 @@ def clusters(cfg: DictConfig) -> Path:
     state = torch.load(subject.checkpoint, map_location="cpu", weights_only=True, mmap=True)
     found = clusters_of(state, subject.checkpoint, source)
     paths = [source.path(index) for index in range(len(source))]
-    if options.links:
+    if cfg.clusters.links:
         require_files(paths)
-    folder = subject.run / "clusters"
-    write_assignments(subject.run / ASSIGNMENTS, source, found.labels_N, found.distances_N)
-    nearest = None
-    if options.neighbours:
+    data_shown = clustering(subject.run, source, paths, found)
+    nearest_Mk = None
+    if cfg.clusters.neighbours:  # before the bar of the thumbnails begins: features may have one of their own
+        images_CS = Shown.of(data_shown, cfg.clusters.images_per_cluster).images_CS
         device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
-
-        def nearest(images_M: NDArray[np.int64]) -> NDArray[np.int64]:
-            rows = features(found, images_M, subject, state, data, device)
-            return nearest_rows(rows, options.neighbours).numpy()
-
-    page = write_page(
-        folder,
-        clustering(subject.run, source, paths, found),
-        lambda index: readable(source, index),
-        images_per_cluster=options.images_per_cluster,
-        thumbnail=options.thumbnail,
-        nearest=nearest,
-    )
-    if options.links:
-        write_links(folder / "links", paths, found)
-    weight = size(sum(file.stat().st_size for file in [*(folder / "page").iterdir(), page]))
-    say(f"{page}: {int(found.labels_N.unique().numel()):,} clusters of {len(paths):,} images, {weight}")
+        rows = features(found, images_CS[images_CS >= 0], subject, state, data, device)
+        nearest_Mk = nearest_rows(rows, cfg.clusters.neighbours).numpy()
+    write_assignments(subject.run / ASSIGNMENTS, source, found.labels_N, found.distances_N)
+    count = len(found.labels_N.unique())
+    with step_bar("thumbnails", num_chunks(count)) as done:
+        page = write_page(
+            subject.run / "clusters",
+            data_shown,
+            lambda index: readable(source, index),
+            images_per_cluster=cfg.clusters.images_per_cluster,
+            thumbnail=cfg.clusters.thumbnail,
+            nearest_Mk=nearest_Mk,
+            done=done,
+        )
+    if cfg.clusters.links:
+        write_links(page.parent / "links", paths, found)
+    weight = size(sum(file.stat().st_size for file in [page, *(page.parent / "page").iterdir()]))
+    say(f"{page}: {count:,} clusters of {len(paths):,} images, {weight}")
     return page
+
+
+def require_numbers(options: DictConfig) -> None:
+    """Raise ValueError for sizes that cannot work."""
+    for key, least in (("images_per_cluster", 1), ("thumbnail", 1), ("neighbours", 0)):
+        value = options[key]
+        if type(value) is not int or value < least:
+            raise ValueError(f"clusters.{key} must be a whole number from {least}. Received: {value!r}")
 
 
 def clusters_of(state: dict[str, Any], checkpoint: Path, source: ImageSource) -> Clusters:
