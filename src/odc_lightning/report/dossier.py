@@ -109,7 +109,7 @@ def load_dossier(folder: Path) -> Dossier:
         rows=_headings(content["rows"]),
         columns={name: part or {} for name, part in _headings(content["columns"]).items()},
         every=every,
-        full=content.get("full") or {},
+        full=content["full"] or {},
         small=content.get("small") or {},
         curve=content.get("curve") or {},
         published=tuple(read_published(folder / PUBLISHED)),
@@ -146,8 +146,8 @@ def _headings(part: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _check(name: str, content: Any) -> None:
-    if not isinstance(content, dict) or not {"title", "rows", "columns"} <= content.keys():
-        raise ValueError(f"experiments/{name}/{DOSSIER} must have title, rows and columns")
+    if not isinstance(content, dict) or not content.keys() >= {"title", "rows", "columns", "full"}:
+        raise ValueError(f"experiments/{name}/{DOSSIER} must have title, rows, columns and full")
     for key in content:
         check_choice(f"a key of experiments/{name}/{DOSSIER}", key, sorted(KEYS))
     check_choice(f"plot in experiments/{name}/{DOSSIER}", content.get("plot", "dots"), PLOTS)

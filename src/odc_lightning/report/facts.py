@@ -44,6 +44,7 @@ def facts(run: Run, known: Mapping[Path, Run] | None = None) -> dict[str, Any]:
         trained_on, measured_on: as in ``data=``; None where that was not done.
         epochs: of training.
         images: that an epoch of training went over, from its steps; of an evaluation's training, likewise.
+        measured_images: on which an evaluation's classifier was trained.
         start: the method of the run that it was fine-tuned from, else the name of that file; None for random weights.
         origin: start, or method where there is none: what the network learned first.
 
@@ -63,6 +64,7 @@ def facts(run: Run, known: Mapping[Path, Run] | None = None) -> dict[str, Any]:
         "measured_on": _source(run.config) if run.task == EVALUATE else None,
         "epochs": config["trainer"]["max_epochs"] if training else None,
         "images": _images(training) if training else None,
+        "measured_images": _measured_images(run),
         "start": start,
         "origin": start or method,
     }
@@ -136,6 +138,11 @@ def _images(training: Run) -> int | None:
     if len(last) < 2 or not last[1].isdigit() or not epochs:
         return None
     return round(int(last[1]) * training.config["data"]["batch_size"] / epochs)
+
+
+def _measured_images(run: Run) -> int | None:
+    train = (run.config.get("images") or {}).get("train")
+    return train.get("images") if run.task == EVALUATE and isinstance(train, Mapping) else None
 
 
 def _start(training: Run, known: Mapping[Path, Run]) -> str | None:
