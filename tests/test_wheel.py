@@ -23,10 +23,13 @@ def wheel(tmp_path_factory):
     return next(folder.glob("odc_lightning-*.whl"))
 
 
-def test_the_wheel_carries_conf_and_the_console_script(wheel):
+def test_the_wheel_carries_conf_dossiers_and_the_console_script(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    packaged = {name.removeprefix("odc_lightning/conf/") for name in names if name.startswith("odc_lightning/conf/")}
-    assert packaged == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    for folder, pattern in (("conf", "*.yaml"), ("experiments", "*.*")):
+        prefix = f"odc_lightning/{folder}/"
+        packaged = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        there = (ROOT / folder).rglob(pattern)
+        assert packaged == {str(path.relative_to(ROOT / folder)) for path in there if "__pycache__" not in path.parts}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "odc = odc_lightning.app:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
     assert not [name for name in names if name.split("/")[0] not in ("odc_lightning", names[-1].split("/")[0])]
@@ -48,3 +51,6 @@ def test_installed_in_an_empty_folder_it_runs_the_demo(wheel, tmp_path):
     outcome = run_alone(*args, cwd=empty, PYTHONPATH=str(target))
     assert outcome.code == 0, outcome.text
     assert (empty / "runs" / "demo" / "results.json").exists()
+    outcome = run_alone("task=report", cwd=empty, PYTHONPATH=str(target))
+    assert outcome.code == 0, outcome.text
+    assert (empty / "report" / "index.html").exists()
