@@ -18,6 +18,9 @@ DOSSIERS = {dossier.name: dossier for dossier in load_dossiers(EXPERIMENTS)}
 OF_THE_PAPER = {
     "fig1_loss",
     "fig3_low_shot",
+    "fig4_min_cluster_size",
+    "fig4_update_interval",
+    "fig6_long_tail",
     "fig5_label_switch",
     "fig7_clusters",
     "table1_imagenet_linear",
@@ -48,7 +51,7 @@ def test_commands_compose(command):
     composed = run(*first, "--cfg", "job")
     assert composed.code == 0, composed.text
     config = yaml.safe_load(composed.text)
-    assert config["task"]["name"] in ("train", "evaluate", "embed", "report")
+    assert config["task"]["name"] in ("train", "evaluate", "train_evaluate", "embed", "report", "clusters")
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("python ")])
