@@ -55,7 +55,8 @@ def fill(tmp_path, runs="runs"):
 
 
 def measured(folder, top1, **more):
-    return write_evaluation(write_run(folder, {"train/loss": 2.0}, **more), {"knn/top1": top1})
+    run = write_run(folder, {"train/loss": 2.0}, **more)
+    return write_evaluation(run, {"knn/top1": top1}, data=more.get("data", "folder"))
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
@@ -107,6 +108,18 @@ def test_other_settings_are_listed_and_never_averaged_in(tmp_path):
     unused = {one.folder.name: one.reason for one in Bench(find_runs(tmp_path / "runs").runs).unused([filled])}
     assert unused.keys() == {"finetuned", "knn"}
     assert "no dossier asks for it: odc, small_resnet, from rotation, 4 epochs on folder" in unused["finetuned"]
+
+
+def test_in_small_all_cells_show_runs_on_the_same_images(tmp_path):
+    for seed in range(3):
+        measured(tmp_path / "runs" / f"digits_{seed}", 90.0, seed=seed, data="mnist5k")
+    measured(tmp_path / "runs" / "odc", 30.0)
+    measured(tmp_path / "runs" / "dc", 20.0, method="deepcluster")
+    filled = fill(tmp_path)
+    assert [filled.cell(row, "kNN").figures[0].mean for row in ("ODC", "DeepCluster")] == [30.0, 20.0]
+    assert "t, ODC: on other images than those shown in small: mnist5k, 32 px" in {
+        one.reason for one in filled.left_out
+    }
 
 
 def test_the_same_seed_counts_once(tmp_path):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from odc_lightning.report.dossier import Dossier, Published
-from odc_lightning.report.facts import facts, matches, settings, summary
+from odc_lightning.report.facts import BY_PATH, facts, matches, settings, summary
 from odc_lightning.report.runs import TRAIN, LeftOut, Run
 
 FULL, SMALL = "full", "small"
 MISSING, NOT_BUILT = "missing", "not in this project"
 MARKS = {FULL: "full size", SMALL: "in small"}
+Candidates = list[tuple[str, list[str], list[Run]]]  # size, metrics, runs
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,19 @@ class Bench:
         self.facts: dict[Path, dict[str, Any]] = {run.folder: facts(run, trainings) for run in runs}
 
     def fill(self, dossier: Dossier) -> Filled:
-        """Find the runs of every cell."""
-        filled = Filled(dossier)
-        for row in dossier.rows:
-            for column in dossier.columns:
-                filled.cells.append(self._cell(dossier, row, column, filled.left_out))
+        """Find the runs of every cell. In small, all cells show runs on the same images, or rows would not compare."""
+        filled, places = Filled(dossier), [(row, column) for row in dossier.rows for column in dossier.columns]
+        fitting = {place: self._fitting(dossier, *place) for place in places}
+        shown = self._images_in_small(fitting.values())
+        for (row, column), candidates in fitting.items():
+            published = tuple(one for one in dossier.published if (one.row, one.column) == (row, column))
+            place, figures = f"{dossier.name}, {row}", []
+            for size, metrics, runs in candidates or ():
+                if size == SMALL:
+                    runs = self._on_these_images(runs, shown, place, filled.left_out)
+                if figure := self._figure(size, metrics, runs, place, filled.left_out):
+                    figures.append(figure)
+            filled.cells.append(Cell(row, column, published, tuple(figures), built=candidates is not None))
         filled.left_out = list(dict.fromkeys(filled.left_out))
         return filled
 
@@ -122,20 +131,41 @@ class Bench:
             if run.folder not in named
         ]
 
-    def _cell(self, dossier: Dossier, row: str, column: str, left_out: list[LeftOut]) -> Cell:
-        published = tuple(one for one in dossier.published if (one.row, one.column) == (row, column))
-        figures, taken = [], set[Path]()
+    def _fitting(self, dossier: Dossier, row: str, column: str) -> Candidates | None:
+        """The runs that fit a cell, at full size and in small; None for a system that this project does not have."""
+        found, taken = [], set[Path]()
         for size in (FULL, SMALL):
             wanted = dossier.wanted(row, column, size)
             if wanted is None:
-                return Cell(row, column, published, (), built=False)
-            metrics = wanted.pop("metric")
-            metrics = metrics if isinstance(metrics, list) else [metrics]
-            fitting = [run for run in self.runs if run.folder not in taken and self._fits(run, wanted, metrics)]
-            taken |= {run.folder for run in fitting}
-            if figure := self._figure(size, metrics, fitting, f"{dossier.name}, {row}", left_out):
-                figures.append(figure)
-        return Cell(row, column, published, tuple(figures), built=True)
+                return None
+            named = wanted.pop("metric")
+            metrics = named if isinstance(named, list) else [named]
+            runs = [run for run in self.runs if run.folder not in taken and self._fits(run, wanted, metrics)]
+            taken |= {run.folder for run in runs}
+            found.append((size, metrics, runs))
+        return found
+
+    def _images_in_small(self, fitting: Iterable[Candidates | None]) -> str | None:
+        """The images on which most cells have a run in small, then most runs."""
+        cells, runs_on = Counter[str](), Counter[str]()
+        for candidates in fitting:
+            in_small = [self._images(run) for size, _, runs in candidates or () if size == SMALL for run in runs]
+            runs_on.update(in_small)
+            cells.update(set(in_small))
+        return max(sorted(cells), key=lambda images: (cells[images], runs_on[images]), default=None)
+
+    def _on_these_images(self, runs: list[Run], shown: str | None, place: str, left_out: list[LeftOut]) -> list[Run]:
+        for run in runs:
+            if (images := self._images(run)) != shown:
+                left_out.append(LeftOut(run.folder, f"{place}: on other images than those shown in small: {images}"))
+        return [run for run in runs if self._images(run) == shown]
+
+    def _images(self, run: Run) -> str:
+        """Those measured on, or trained on where nothing was measured; a folder by its path."""
+        known, data = self.facts[run.folder], run.config["data"]
+        name = known["measured_on"] or known["trained_on"]
+        root = data.get("root") or data["source"].get("root")
+        return f"{name}{f' {root}' if name in BY_PATH else ''}, {data.get('image_size')} px"
 
     def _fits(self, run: Run, wanted: dict[str, Any], metrics: list[str]) -> bool:
         return run.metrics.keys() >= set(metrics) and matches(wanted, run, self.facts[run.folder])

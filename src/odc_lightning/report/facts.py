@@ -19,6 +19,8 @@ SOURCES = {
     "Places205": "places205",
     "MultiLabelCSV": "multilabel",
 }
+# Images of which only the path tells one set from another.
+BY_PATH = ("folder", "imagenet", "multilabel")
 OF_AN_EVALUATION = ("protocol", "evaluate", "baseline")
 # Two runs are the same settings, and may be averaged, if they differ in nothing else than these.
 GROUPS = ("method", "backbone", "data", "subset", "augment", "clustering", "optim", "schedule")
@@ -98,7 +100,7 @@ def settings(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
         tree["protocol"] = {key: value for key, value in run.config["protocol"].items() if key != "name"}
         tree["measured"] = {key: data.get(key) for key in OF_DATA} | {"images": run.config.get("images")}
         tree["precision"] = run.config.get("evaluate", {}).get("precision")
-    always_same = known["trained_on"] not in ("folder", "imagenet", "multilabel")
+    always_same = known["trained_on"] not in BY_PATH
     return {
         key: value
         for key, value in _flat(tree)
