@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ INKS = {
     "light": {"text": "#1c1c1e", "grid": "#d9d9de", "full": "#0b5fa5", "small": "#c2570c", "published": "#5d5d66"},
     "dark": {"text": "#ececf0", "grid": "#45454d", "full": "#6db3f2", "small": "#f0a35e", "published": "#a9a9b4"},
 }
+PANELS = 6  # side by side at most
 MARKERS = {"full": "o", "small": "s"}
 PUBLISHED = {"paper": ("D", "paper"), "release": ("^", "release")}
 SERIES = ("#0b7ec4", "#d9730d", "#2e9e5b", "#a05cc9", "#c43c5a", "#8a7a1f", "#35a3a3", "#8c6d5a", "#e07ba0", "#7d7d85")
@@ -68,9 +70,11 @@ def curve_over_seeds(runs: Sequence[Run], metric: str) -> Curve | None:
 def _dots(figure: Any, filled: Filled, ink: dict[str, str]) -> None:
     """A panel for each column, a line for each row: read across."""
     rows, columns = list(filled.dossier.rows), list(filled.dossier.columns)
-    figure.set_size_inches(min(2.2 + 1.75 * len(columns), 15), 1.5 + 0.27 * len(rows))
-    panels = list(figure.subplots(1, len(columns), sharey=True, squeeze=False)[0])
-    for axis, column in zip(panels, columns, strict=True):
+    lines = math.ceil(len(columns) / PANELS)
+    wide = math.ceil(len(columns) / lines)
+    figure.set_size_inches(2.2 + 1.9 * wide, 0.8 + lines * (0.6 + 0.24 * len(rows)))
+    panels = list(figure.subplots(lines, wide, sharey=True, squeeze=False).flatten())
+    for axis, column in zip(panels, columns, strict=False):
         for height, row in enumerate(rows):
             cell = filled.cell(row, column)
             for one in cell.published:
@@ -78,16 +82,25 @@ def _dots(figure: Any, filled: Filled, ink: dict[str, str]) -> None:
                     _hollow(axis, one.value, height, one.source, ink)
             for ours in cell.figures:
                 _filled(axis, ours.mean, height, ours, ink)
-        axis.set_title(column, fontsize=9)
-        axis.set_ylim(len(rows) - 0.4, -0.6)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.tick_params(length=0)
-        axis.grid(axis="both", color=ink["grid"], linewidth=0.6)
-        axis.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axis.spines[side].set_visible(False)
-    panels[len(panels) // 2].set_xlabel(filled.dossier.unit)
+        _panel(axis, column, rows, ink)
+    for axis in panels[len(columns) :]:
+        axis.set_visible(False)
+    figure.supxlabel(filled.dossier.unit, fontsize=9)
     _legend(figure, panels)
+
+
+def _panel(axis: Any, column: str, rows: Sequence[str], ink: dict[str, str]) -> None:
+    axis.set_title(column, fontsize=9)
+    axis.margins(x=0.12)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.tick_params(length=0)
+    axis.grid(axis="both", color=ink["grid"], linewidth=0.6)
+    axis.set_axisbelow(True)
+    if not axis.lines:  # nothing published, nothing run: no scale either
+        axis.set_xticks([])
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
 
 
 def _line(figure: Any, filled: Filled, ink: dict[str, str]) -> None:

@@ -137,7 +137,10 @@ def _read(folder: Path, hashes: Mapping[str, Hash]) -> Run:
         raise _NotARun(f"unfinished: its status is {results['status']!r}")
     hash_of = hashes.get(results["task"])
     if hash_of and hash_of(config) != results.get("config_hash"):
-        raise _NotARun(f"unfinished: {RESULTS} is of other settings than {CONFIG}, so it was started again")
+        raise _NotARun(
+            f"unfinished: {RESULTS} is of other settings than {CONFIG}: it was started again, or made by another "
+            f"version of this program"
+        )
     if (original := _moved_aside_from(folder)) is not None:
         raise _NotARun(f"moved aside: {original.name} was started over (resume=never)")
     return Run(folder, config, results)
