@@ -76,7 +76,8 @@ def test_equals_the_slow_loop_for_hundreds_of_steps(rules, threshold):
             assert_same(memory, slow)
             memory.check()
     assert_same(memory, slow)
-    assert handled > 0
+    # The release's threshold of 1 means empty clusters only, which a random run may not have.
+    assert handled > 0 or (threshold == 1 and rules is RELEASE)
 
 
 def test_threshold_at_the_mean_size_takes_borders_of_several_clusters():

@@ -197,6 +197,13 @@ class Page:
     def ids(self):
         return self.js("[...document.querySelectorAll('.card')].map(card => Number(card.dataset.id))")
 
+    def shows(self, ids, seconds=30):
+        """Wait until the cards are these: the address changes before they do."""
+        end = time.monotonic() + seconds
+        while (now := self.ids()) != ids and time.monotonic() < end:
+            time.sleep(0.05)
+        assert now == ids
+
     def errors(self):
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -261,11 +268,11 @@ def sort_and_filter(page, data):
     order = sorted(range(len(purity)), key=lambda row: (-float(f"{purity[row]:.4g}"), row))
     page.choose("sort", "purity")
     page.until("location.hash === '#sort=purity' && document.querySelectorAll('.card .thumb').length > 0")
-    assert page.ids() == [int(shown.clusters_C[row]) for row in order[:24]]
+    page.shows([int(shown.clusters_C[row]) for row in order[:24]])
     page.click("#dir")
     page.until("location.hash.includes('dir=reverse')")
-    least = min(purity)
-    assert purity[page.js("Number(document.querySelector('.card').dataset.row)")] == pytest.approx(least, rel=1e-3)
+    least = [row for row, value in enumerate(purity) if value == pytest.approx(min(purity), rel=1e-3)]
+    page.until(f"{least}.includes(Number(document.querySelector('.card').dataset.row))")
     pure, narrow = np.round(purity, 4) >= 0.7, entropy <= np.log2(6) + 5e-4
     boxes = {"existing": pure, "relation": ~pure & narrow, "new": ~pure & ~narrow}
     for name, rows in boxes.items():
@@ -273,8 +280,8 @@ def sort_and_filter(page, data):
         page.until(f"location.hash.includes('box={name}')")
         count = f"{rows.sum():,} of" if rows.any() else "No cluster"
         page.until(f"document.getElementById('status').textContent.startsWith('{count}')")
+        page.until(f"document.querySelectorAll('.card').length === {min(rows.sum(), 24)}")
         assert set(page.ids()) <= set(shown.clusters_C[rows].tolist())
-        assert len(page.ids()) == min(rows.sum(), 24)
     assert sum(rows.sum() for rows in boxes.values()) == len(purity)
 
 
@@ -283,18 +290,18 @@ def search(page, data):
     page.open()
     page.choose("q", "#7")
     page.until("document.querySelectorAll('.card').length === 1")
-    assert page.ids() == [7]
+    page.shows([7])
     wanted = len(data.paths) - 3
     page.choose("q", f"photo_{wanted}.JPG")
     page.until("document.querySelector('.what')?.textContent.startsWith('1 file found')")
-    assert page.ids() == [int(data.labels_N[wanted])]
+    page.shows([int(data.labels_N[wanted])])
     page.choose("in", "label")
     page.choose("q", "kind c")
     counts = label_counts(data, shown)
     first_three = [np.argsort(-line, kind="stable")[:3] for line in counts.toarray()]
     top = [row for row, labels in enumerate(first_three) if 2 in labels and counts[row, 2] > 0]
     page.until(f"document.getElementById('status').textContent.startsWith('{len(top):,} of')")
-    assert page.ids() == shown.clusters_C[top[:24]].tolist()
+    page.shows(shown.clusters_C[top[:24]].tolist())
     page.choose("q", "nothing like this")
     page.until("document.getElementById('status').textContent.startsWith('No cluster fits')")
 
