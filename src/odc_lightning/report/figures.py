@@ -85,7 +85,8 @@ def _dots(figure: Any, filled: Filled, ink: dict[str, str]) -> None:
         _panel(axis, column, rows, ink)
     for axis in panels[len(columns) :]:
         axis.set_visible(False)
-    figure.supxlabel(filled.dossier.unit, fontsize=9)
+    # A label of the whole figure would lie on the legend.
+    panels[(lines - 1) * wide].set_xlabel(filled.dossier.unit)
     _legend(figure, panels)
 
 
