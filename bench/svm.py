@@ -28,7 +28,7 @@ def features_and_labels(
         for row in matrix:
             row[rng.choice(classes, size=rng.integers(1, 4), replace=False)] = 1
         noise = rng.gamma(0.5, 2.0, size=(count, width))
-        features.append(torch.from_numpy(noise + 0.5 * matrix @ directions).float())
+        features.append(torch.from_numpy(noise + 0.12 * matrix @ directions).float())
         labels.append(matrix)
     return features, labels
 
