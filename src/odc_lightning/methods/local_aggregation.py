@@ -5,7 +5,6 @@ Shapes: N samples, B batch of this rank, M clusterings, K background neighbours 
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -95,8 +94,8 @@ class LocalAggregation(NPID):
         rows, ranks = self.bank.owned_rows(), self.bank.ranks
         labels = []
         for number in range(self.num_clusterings):
-            kmeans = copy(self.kmeans)
-            kmeans.seed = int(np.random.SeedSequence([self.seed, self.iteration, number]).generate_state(1)[0])
+            entropy = np.random.SeedSequence([self.seed, self.iteration, number])
+            kmeans = self.kmeans.with_seed(int(entropy.generate_state(1)[0]))
             with iteration_bar(f"clustering {number + 1} of {self.num_clusterings}") as bar:
                 labels.append(kmeans.fit(rows, self.bank.num_samples, self.num_clusters, ranks, bar).labels_N)
         return torch.stack(labels)

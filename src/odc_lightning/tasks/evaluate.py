@@ -97,7 +97,7 @@ def measure(
             about = {"protocol": protocol.name, "recipe": protocol.recipe, "weights": config["weights"]}
             about |= {"split": config["images"], "settings": config["protocol"], "baseline": config["baseline"]}
             name = device_name(fabric.device, fabric.world_size)
-            results = folder.write_evaluation(metrics, name, time.monotonic() - began, about)
+            results = folder.write_results("evaluate", metrics, name, time.monotonic() - began, **about)
             show_results(results, folder.path)
         return metrics
     finally:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from odc_lightning.tasks.run_folder import RunFolder, versions, write_whole
+from odc_lightning.tasks.run_folder import RunFolder, changes, listed
 
 _OF_DATA = ("image_size", "channels", "mean", "std", "eval_transform", "on_bad_image")
 _WEIGHTS = "weights."
@@ -26,7 +25,7 @@ class EvaluationFolder(RunFolder):
         if not self.results.exists():
             return None
         results = json.loads(self.results.read_text())
-        same = results.get("status") == "finished" and results.get("config_hash") == evaluation_hash(self.config)
+        same = results.get("status") == "finished" and results.get("config_hash") == self.hash()
         return results if same and (results.get("baseline") or not self.config["baseline"]) else None
 
     def differences(self) -> list[str]:
@@ -37,12 +36,7 @@ class EvaluationFolder(RunFolder):
         saved = self.path / "config.yaml"
         if not saved.exists() or not any(any(self.path.glob(pattern)) for pattern in _WORTH_KEEPING):
             return []
-        there, here = (dict(_flat(identity(each))) for each in (yaml.safe_load(saved.read_text()), self.config))
-        return [
-            f"{key}: {there.get(key, '(not set)')} there, {here.get(key, '(not set)')} now"
-            for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
-        ]
+        return changes(identity(yaml.safe_load(saved.read_text())), identity(self.config))
 
     def outdated(self) -> bool:
         """Is the evaluation that is here one of other weights, and the same in all else?"""
@@ -52,28 +46,13 @@ class EvaluationFolder(RunFolder):
     def require_same_run(self) -> None:
         """Raise ValueError if the folder holds an evaluation of other settings, naming each."""
         if changed := self.differences():
-            listed = "\n  ".join(changed[:12]) + (f"\n  and {len(changed) - 12} more" if len(changed) > 12 else "")
             raise ValueError(
-                f"{self.path} holds an evaluation with other settings:\n  {listed}\n"
+                f"{self.path} holds an evaluation with other settings:\n{listed(changed)}\n"
                 f"Give this one a folder of its own (protocol.name=...), or start over in the same place (resume=never)"
             )
 
-    def write_evaluation(
-        self, metrics: dict[str, float], device: str, seconds: float, about: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Write results.json, the last thing an evaluation does."""
-        results = {
-            "task": "evaluate",
-            "status": "finished",
-            "metrics": metrics,
-            **about,
-            "config_hash": evaluation_hash(self.config),
-            "versions": versions(),
-            "device": device,
-            "seconds": round(seconds, 1),
-        }
-        write_whole(self.results, json.dumps(results, indent=2) + "\n")
-        return results
+    def hash(self) -> str:
+        return evaluation_hash(self.config)
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,11 +78,3 @@ def log_into(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             handler.close()
             handler.baseFilename = str((folder / "run.log").absolute())
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))

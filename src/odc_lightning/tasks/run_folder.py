@@ -62,16 +62,9 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if not saved.exists() or not (self.results.exists() or any(self.checkpoints.glob("*.ckpt"))):
             return
-        there, here = dict(_flat(identity(yaml.safe_load(saved.read_text())))), dict(_flat(identity(self.config)))
-        changed = [
-            f"  {key}: {there.get(key, '(not set)')} there, {here.get(key, '(not set)')} now"
-            for key in sorted({*there, *here})
-            if there.get(key) != here.get(key)
-        ]
-        if changed:
-            listed = "\n".join(changed[:12]) + (f"\n  and {len(changed) - 12} more" if len(changed) > 12 else "")
+        if changed := changes(identity(yaml.safe_load(saved.read_text())), identity(self.config)):
             raise ValueError(
-                f"{self.path} holds a run with other settings:\n{listed}\n"
+                f"{self.path} holds a run with other settings:\n{listed(changed)}\n"
                 f"Give this one a name of its own (run.name=...), or start over in the same place (resume=never)"
             )
 
@@ -93,13 +86,20 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
-    def write_results(self, task: str, metrics: dict[str, float], device: str, seconds: float) -> dict[str, Any]:
+    def hash(self) -> str:
+        """Of what decides whether the results are those of this configuration."""
+        return config_hash(self.config)
+
+    def write_results(
+        self, task: str, metrics: dict[str, float], device: str, seconds: float, **about: Any
+    ) -> dict[str, Any]:
         """Write results.json, the last thing a run does."""
         results = {
             "task": task,
             "status": "finished",
             "metrics": metrics,
-            "config_hash": config_hash(self.config),
+            **about,
+            "config_hash": self.hash(),
             "versions": versions(),
             "device": device,
             "seconds": round(seconds, 1),
@@ -120,6 +120,22 @@ def config_hash(config: dict[str, Any]) -> str:
     length = {key: config.get("trainer", {}).get(key) for key in LENGTH}
     whole = {**dict(_flat(identity(config))), **{f"length.{key}": value for key, value in length.items()}}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Keys whose values differ, a line each with both values."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    return [
+        f"{key}: {old.get(key, '(not set)')} there, {new.get(key, '(not set)')} now"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def listed(lines: list[str], most: int = 12) -> str:
+    """The first lines, indented, and how many more there are."""
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    return "\n".join(f"  {line}" for line in [*lines[:most], *more])
 
 
 def versions() -> dict[str, str]:
