@@ -16,6 +16,7 @@ import yaml
 from app_runner import TINY, TINY_FOLDER, command, kill_when, run, run_alone, write_images
 from helpers import differences, last_checkpoint
 from odc_lightning import app
+from odc_lightning.callbacks.clusters import GALLERY_COLUMNS
 from odc_lightning.callbacks.metrics_csv import read_metrics
 
 
@@ -73,7 +74,7 @@ def finished(tmp_path_factory):
 def test_the_run_folder_holds_what_is_promised(finished):
     root, outcome = finished
     folder = root / "demo"
-    files = ["config.yaml", "metrics.csv", "results.json", "run.png", "run.log"]
+    files = ["config.yaml", "metrics.csv", "results.json", "index.html", "run.png", "run.log"]
     for name in (*files, "checkpoints/last.ckpt", "clusters/assignments.csv", "clusters/history.npz"):
         assert (folder / name).stat().st_size > 0, name
     assert not list(folder.rglob("*writing*"))
@@ -463,6 +464,16 @@ def test_wandb_offline_continues_under_its_id_and_closes_between_jobs(small, tmp
     assert len({*ids.values(), first}) == 3
     for job, run_id in ids.items():
         assert len(list((tmp_path / "sweep" / job / "wandb").glob(f"offline-run-*-{run_id}/*.wandb"))) == 1
+
+
+def test_wandb_gets_a_gallery_of_the_clusters_and_the_curves(small, tmp_path):
+    assert run(*with_clusters(small), "logger.wandb.mode=offline", "callbacks.measure.knn=false").code == 0
+    media = next((tmp_path / "small" / "wandb").glob("offline-run-*/files/media"))
+    (table,) = media.glob("table/clusters/gallery_*.json")
+    rows = json.loads(table.read_text())["data"]
+    assert [len(row) for row in rows] == 3 * [len(GALLERY_COLUMNS)], "a row for each cluster"
+    assert sum(row[1] for row in rows) == 48
+    assert len(list(media.glob("images/run_*.png"))) == 1
 
 
 def test_wandb_without_a_key_is_offline_and_says_so(small, tmp_path, monkeypatch):

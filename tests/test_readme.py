@@ -87,6 +87,7 @@ def test_files_of_a_run_are_named_as_they_are():
         "config.yaml",
         "metrics.csv",
         "results.json",
+        "index.html",
         "run.png",
         "checkpoints/",
         "clusters/assignments.csv",

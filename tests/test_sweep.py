@@ -12,6 +12,9 @@ from app_runner import TINY, TINY_FOLDER, command, kill_when, run, run_alone, wr
 from helpers import differences, last_checkpoint
 from odc_lightning.callbacks.metrics_csv import read_metrics
 from odc_lightning.data import subset
+from odc_lightning.report import dashboard
+from odc_lightning.report.dashboard import write_dashboard
+from odc_lightning.report.jobs import read_jobs
 from odc_lightning.tasks.sweep import sweep_job
 
 
@@ -180,6 +183,30 @@ def test_a_failed_job_is_reported_at_the_end_and_does_not_stop_the_others(chain,
     for line, seed in zip(last[1:], (1, 2), strict=True):
         assert re.match(rf"  data.root=.*broken,seed={seed}: .*000.jpg", line)
     assert (tmp_path / "small" / "failed_jobs.txt").read_text().splitlines() == [line.strip() for line in last[1:]]
+    assert sorted(job.state for job in read_jobs(tmp_path / "small")) == ["failed", "failed", "finished", "finished"]
+
+
+def test_the_page_of_a_running_sweep_is_new_after_each_job(chain, tmp_path, monkeypatch):
+    small, seen = tmp_path / "small", []
+
+    def spy(folder):
+        if Path(folder).resolve() == small.resolve():
+            seen.append([(job.state, "knn/top1" in job.results) for job in read_jobs(folder)])
+        return write_dashboard(folder)
+
+    monkeypatch.setattr(dashboard, "write_dashboard", spy)
+    outcome = run("-m", *chain, "seed=1,2")
+    assert outcome.code == 0, outcome.text
+    waiting, done = ("waiting", False), ("finished", True)
+    assert seen == [[waiting, waiting], [done, waiting], [done, done]]
+    assert f"{small / 'index.html'}: the sweep's page" in outcome.text
+    assert (small / "seed=1" / "index.html").exists()
+
+
+def test_a_sweep_of_something_else_has_no_page(tmp_path):
+    outcome = run("-m", "task=report", f"report.runs={tmp_path}", f"report.out={tmp_path / 'a'},{tmp_path / 'b'}")
+    assert outcome.code == 0, outcome.text
+    assert "the sweep's page" not in outcome.text
 
 
 @pytest.mark.slow
@@ -190,6 +217,8 @@ def test_joblib_runs_chains_and_a_failing_one_is_named(chain, images, tmp_path):
     assert outcome.code == 1
     assert "1 job of the sweep failed:\n" in outcome.text
     assert len(list((tmp_path / "small").rglob("evaluations/knn/results.json"))) == 1
+    assert sorted(job.state for job in read_jobs(tmp_path / "small")) == ["failed", "finished"]
+    assert '"state":"failed"' in (tmp_path / "small" / "index.html").read_text()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -73,7 +74,7 @@ def settle(cfg: DictConfig, own: Any) -> dict[str, list[str]]:
 
 
 class SweepCallback(Callback):
-    """Hydra calls it before a sweep: nothing runs where a job is impossible."""
+    """Hydra calls it: nothing runs where a job of a sweep is impossible, and each that ends goes on the page."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit, naming each job that cannot run."""
@@ -84,6 +85,12 @@ class SweepCallback(Callback):
         if wrong:
             lines = [f"{job}: {message}" for job, message in wrong.items()]
             sys.exit("\n  ".join([f"Error: nothing was started, for {_jobs(lines)} cannot run:", *lines]))
+        sweep.list_jobs(config)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Show the job on the sweep's page."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            sweep.write_page(config)
 
 
 def main() -> None:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from odc_lightning.data.sources import ImageSource
+from odc_lightning.data.sources import BadImageError, ImageSource
 from odc_lightning.methods.base import Method
+from odc_lightning.report.cluster_figures import Clustering, Shown, label_counts, purity_and_entropy, top_labels
+from odc_lightning.report.clusters_page import strip
 from odc_lightning.report.curves import ASSIGNMENTS, draw_run
+from odc_lightning.report.panels import GALLERY, HISTOGRAM, PICTURE
+
+IN_GALLERY, SHOWN, SIDE = 100, 12, 48  # clusters, images of each, their side in pixels
+GALLERY_COLUMNS = ["cluster", "images", "mean distance", "most frequent label", "purity", "entropy, bits", "pictures"]
 
 
 class Clusters(Callback):
-    """Histogram of the cluster sizes on W&B every few epochs; at the end ``clusters/assignments.csv`` and ``run.png``.
+    """On W&B a histogram of the cluster sizes every few epochs.
+
+    At the end ``clusters/assignments.csv`` and ``run.png`` in the run folder, and on W&B a gallery and the picture.
 
     Args:
         every_n_epochs: epochs between two histograms.
@@ -40,13 +51,17 @@ class Clusters(Callback):
         labels_N, distance_N = pl_module.pseudo_labels(), pl_module.centroid_distances()
         if labels_N is None or distance_N is None:
             return
-        if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            write_assignments(folder / ASSIGNMENTS, pl_module.datamodule.train_source, labels_N, distance_N)
-            picture = draw_run(folder)
-            for logger in trainer.loggers:
-                if picture and isinstance(logger, WandbLogger):
-                    logger.log_image("run", [str(picture)])
+        if not trainer.is_global_zero:
+            return
+        folder, source = Path(trainer.default_root_dir), pl_module.datamodule.train_source
+        write_assignments(folder / ASSIGNMENTS, source, labels_N, distance_N)
+        picture = draw_run(folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                if picture:
+                    logger.log_image(PICTURE, [str(picture)])
+                rows = gallery(source, labels_N.cpu().numpy(), distance_N.cpu().numpy())
+                logger.log_table(GALLERY, columns=GALLERY_COLUMNS, data=rows)
 
     def _histogram(self, trainer: pl.Trainer, sizes_C: Tensor) -> None:
         for logger in trainer.loggers:
@@ -54,7 +69,39 @@ class Clusters(Callback):
                 import wandb
 
                 histogram = wandb.Histogram(sizes_C.tolist(), num_bins=64)
-                logger.experiment.log({"memory/cluster_sizes": histogram, "trainer/global_step": trainer.global_step})
+                logger.experiment.log({HISTOGRAM: histogram, "trainer/global_step": trainer.global_step})
+
+
+def gallery(source: ImageSource, labels_N: NDArray[Any], distances_N: NDArray[Any]) -> list[list[Any]]:
+    """Rows of W&B's table of the largest clusters, with the columns of ``GALLERY_COLUMNS``.
+
+    A picture shows members side by side, one half those nearest to the centroid, the other those at the border; of
+    labels the row says nothing where there are none.
+    """
+    import wandb
+
+    data = Clustering("", [], labels_N, distances_N, source.targets, source.classes)
+    shown, names = Shown.of(data, SHOWN), data.class_names()
+    counts_CK = label_counts(data, shown)
+    purity_C, entropy_C = purity_and_entropy(counts_CK)
+    rows: list[list[Any]] = []
+    for row, cluster in enumerate(shown.clusters_C[:IN_GALLERY].tolist()):
+        members = shown.order_N[shown.start_C[row] :][: shown.sizes_C[row]]
+        about = [cluster, len(members), float(distances_N[members].mean()), None, None, None]
+        if not np.isnan(purity_C[row]):
+            ((label, _),) = top_labels(counts_CK, row, 1)
+            about[3:] = [names[label], float(purity_C[row]), float(entropy_C[row])]
+        picture = strip(shown.images_CS[row], lambda index: readable(source, index), SIDE)
+        rows.append([*about, wandb.Image(picture)])
+    return rows
+
+
+def readable(source: ImageSource, index: int) -> NDArray[np.uint8] | None:
+    """The image, or None where it cannot be read."""
+    try:
+        return source.load(index)
+    except (BadImageError, OSError):
+        return None
 
 
 def write_assignments(path: Path, source: ImageSource, labels_N: Tensor, distance_N: Tensor) -> None:

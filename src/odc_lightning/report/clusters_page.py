@@ -190,14 +190,22 @@ def _neighbours(shown: Shown, nearest_Mk: NDArray[np.int64] | None) -> NDArray[n
 
 
 def sprite(images_CS: NDArray[np.int64], load: Load, cell: int) -> Image.Image:
-    """A row a cluster, a square of ``cell`` pixels an image; what cannot be read is grey."""
+    """A row a cluster, a square of ``cell`` pixels an image."""
     sheet = Image.new("RGB", (images_CS.shape[1] * cell, PER_CHUNK * cell))
-    for (row, slot), index in np.ndenumerate(images_CS):
-        if index >= 0:
-            pixels = load(int(index))
-            square = Image.new("RGB", (cell, cell), "grey") if pixels is None else thumbnail_of(pixels, cell)
-            sheet.paste(square, (slot * cell, row * cell))
+    for row, images_S in enumerate(images_CS):
+        sheet.paste(strip(images_S, load, cell), (0, row * cell))
     return sheet
+
+
+def strip(images_S: NDArray[np.int64], load: Load, cell: int) -> Image.Image:
+    """Squares of ``cell`` pixels side by side, black for no image (-1); what cannot be read is grey."""
+    row = Image.new("RGB", (len(images_S) * cell, cell))
+    for slot, index in enumerate(images_S.tolist()):
+        if index >= 0:
+            pixels = load(index)
+            square = Image.new("RGB", (cell, cell), "grey") if pixels is None else thumbnail_of(pixels, cell)
+            row.paste(square, (slot * cell, 0))
+    return row
 
 
 def thumbnail_of(pixels: NDArray[np.uint8], side: int) -> Image.Image:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from odc_lightning.callbacks.clusters import write_assignments
+from odc_lightning.callbacks.clusters import readable, write_assignments
 from odc_lightning.console import quiet, say, size
 from odc_lightning.data.datamodule import DataModule
-from odc_lightning.data.sources import BadImageError, ImageSource
+from odc_lightning.data.sources import ImageSource
 from odc_lightning.evaluation.features import eval_loader, extract, step_bar
 from odc_lightning.methods.base import Method
 from odc_lightning.report.cluster_figures import Clustering, Shown
@@ -165,14 +165,6 @@ def nearest_rows(rows_MD: Tensor, count: int) -> Tensor:
         similarity[own, own + start] = -torch.inf
         parts.append(similarity.topk(count, dim=1).indices.cpu())
     return torch.cat(parts)
-
-
-def readable(source: ImageSource, index: int) -> NDArray[np.uint8] | None:
-    """The image, or None where it cannot be read."""
-    try:
-        return source.load(index)
-    except (BadImageError, OSError):
-        return None
 
 
 def require_files(paths: list[str]) -> None:

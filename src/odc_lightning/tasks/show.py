@@ -30,6 +30,7 @@ def show_results(results: dict[str, Any], folder: Path) -> None:
     console.print(f"{folder.name}: {results['task']} finished, {clock(results['seconds'])} of work", soft_wrap=True)
     console.print(table)
     for file, what in (
+        ("index.html", "the dashboard of the run, to open in a browser"),
         ("results.json", "these figures"),
         ("metrics.csv", "every logged value"),
         ("run.png", "loss, label switches, cluster sizes as curves"),

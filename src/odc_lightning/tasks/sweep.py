@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,11 +16,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from odc_lightning.report.jobs import FAILED_JOBS, LISTED
+
 if TYPE_CHECKING:
     from odc_lightning.data.datamodule import DataModule
 
 ARGUMENTS, FAILED = "ODC_ARGUMENTS", "ODC_FAILED_JOBS"
+TRAININGS = ("train", "train_evaluate")
 _BASIC = "BasicSweeper"
+log = logging.getLogger("odc_lightning")
 
 
 def sweep_job(overrides: Sequence[str]) -> str:
@@ -36,10 +41,26 @@ def sweep_job(overrides: Sequence[str]) -> str:
 
 def begin(config: DictConfig) -> None:
     """Tell the jobs, also those in other processes, where to report a failure."""
-    file = Path(config.hydra.sweep.dir).absolute() / "failed_jobs.txt"
+    file = Path(config.hydra.sweep.dir).absolute() / FAILED_JOBS
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     os.environ[FAILED] = str(file)
+
+
+def list_jobs(config: DictConfig) -> None:
+    """Write what jobs there will be into the sweep's folder: its page shows those that wait too."""
+    if config.task.name in TRAININGS and (listed := jobs(config)):
+        names = "".join(f"{sweep_job(overrides)}\n" for overrides in listed)
+        (Path(config.hydra.sweep.dir) / LISTED).write_text(names, encoding="utf-8")
+        log.info(f"{write_page(config)}: the sweep's page, written anew after each job")
+
+
+def write_page(config: DictConfig) -> Path | None:
+    """index.html in the folder of a sweep of trainings; nothing for a sweep of something else."""
+    # Here, for `--help` does not need NumPy and SciPy.
+    from odc_lightning.report.dashboard import write_dashboard
+
+    return write_dashboard(config.hydra.sweep.dir) if config.task.name in TRAININGS else None
 
 
 def report_failure(overrides: Sequence[str], message: str) -> None:
@@ -109,7 +130,7 @@ def check(cfg: DictConfig, own: DictConfig, data: dict[str, DataModule]) -> None
         cfg, own: of the job, and its ``hydra`` part.
         data: the data modules of earlier jobs, by their settings: listing a large folder takes its time.
     """
-    if cfg.task.name not in ("train", "train_evaluate"):
+    if cfg.task.name not in TRAININGS:
         return
     # Here, for loading torch takes seconds, and `--help` none.
     from odc_lightning.tasks.evaluate import plain_config

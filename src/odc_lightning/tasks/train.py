@@ -25,6 +25,7 @@ from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
+from odc_lightning.report.dashboard import write_dashboard
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
 
@@ -169,5 +170,6 @@ def finish(trainer: pl.Trainer, method: Method, folder: RunFolder) -> dict[str, 
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
         results = folder.write_results("train", metrics, f"{trainer.world_size} x {name}", method.seconds)
+        write_dashboard(folder.path)
         show_results(results, folder.path)
     return metrics
