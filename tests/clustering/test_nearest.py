@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from odc_lightning.clustering.nearest import _finalists, nearest_centroid
+from odc_lightning.clustering.nearest import _finalists, half_squares, is_nearer, nearest_centroid
 
 
 def slow_nearest(rows, centroids, metric, allowed):
@@ -51,6 +51,26 @@ def test_labels_do_not_depend_on_the_size_of_the_batch():
     whole = nearest_centroid(rows, centroids)
     for size in (1, 7, 100):
         assert torch.equal(torch.cat([nearest_centroid(part, centroids) for part in rows.split(size)]), whole)
+
+
+def test_half_squares_that_are_kept_change_nothing():
+    """Of a few centroids as of all: what is updated in part equals what is computed anew after a resume."""
+    centroids, some = torch.randn(333, 100), torch.randperm(333)[:20]
+    assert torch.equal(half_squares(centroids)[some], half_squares(centroids[some]))
+    assert half_squares(centroids).tolist() == pytest.approx([float(c @ c) / 2 for c in centroids.double()], rel=1e-5)
+    rows = torch.randn(50, 100)
+    kept = nearest_centroid(rows, centroids, half_squares_C=half_squares(centroids))
+    assert torch.equal(kept, nearest_centroid(rows, centroids))
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+def test_is_nearer_equals_a_slow_comparison(metric):
+    rows, one, other = torch.randn(3, 200, 6).double()
+    other[0] = one[0]  # equally near
+    found = is_nearer(rows, one, other, metric)
+    for row, a, b, nearer in zip(rows, one, other, found.tolist(), strict=True):
+        slow = (row - b).norm() < (row - a).norm() if metric == "l2" else row @ b > row @ a
+        assert nearer == bool(slow)
 
 
 def test_autocast_changes_nothing():

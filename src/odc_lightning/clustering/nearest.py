@@ -32,7 +32,12 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def nearest_centroid(
-    rows_BD: Tensor, centroids_CD: Tensor, *, metric: str = "l2", allowed_C: Tensor | None = None
+    rows_BD: Tensor,
+    centroids_CD: Tensor,
+    *,
+    metric: str = "l2",
+    allowed_C: Tensor | None = None,
+    half_squares_C: Tensor | None = None,
 ) -> Tensor:
     """Label of the nearest centroid of each row (Eq. 3): (B,) int64; among equals the lowest label.
 
@@ -44,31 +49,45 @@ def nearest_centroid(
         centroids_CD: (C, D) float32.
         metric: ``l2`` is the paper's squared distance, ``inner_product`` the authors' release (it favours long means).
         allowed_C: bool (C,); clusters that are False are never chosen. At least one must be True.
+        half_squares_C: :func:`half_squares` of the centroids, where the caller keeps them.
 
     Raises:
         ValueError: for an unknown metric.
     """
     check_choice("metric", metric, METRICS)
-    bias_C = _bias(centroids_CD, metric, allowed_C)
+    if half_squares_C is None:
+        half_squares_C = half_squares(centroids_CD)
+    # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest: the L2 rule costs one bias.
+    bias_C = -half_squares_C if metric == "l2" else torch.zeros_like(half_squares_C)
+    if allowed_C is not None:
+        bias_C = bias_C.masked_fill(~allowed_C, -torch.inf)
     with full_float32(rows_BD.device):
         blocks = [_nearest_in_block(block, centroids_CD, bias_C, metric) for block in rows_BD.split(_BLOCK)]
     return torch.cat(blocks) if blocks else rows_BD.new_zeros(0, dtype=torch.int64)
 
 
-def _bias(centroids_CD: Tensor, metric: str, allowed_C: Tensor | None) -> Tensor:
-    """|x - c|^2 is smallest where x.c - |c|^2/2 is largest: the L2 rule costs one bias."""
-    bias_C = torch.linalg.vector_norm(centroids_CD, dim=1).square_().mul_(-0.5 if metric == "l2" else 0.0)
-    return bias_C if allowed_C is None else bias_C.masked_fill(~allowed_C, -torch.inf)
+def half_squares(centroids_CD: Tensor) -> Tensor:
+    """|c|^2 / 2 of each centroid, (C,)."""
+    return torch.linalg.vector_norm(centroids_CD, dim=1).square_().div_(2)
+
+
+def is_nearer(rows_BD: Tensor, one_BD: Tensor, other_BD: Tensor, metric: str) -> Tensor:
+    """Is each row nearer to its ``other`` than to its ``one``? (B,) bool; not if they are equally near."""
+    twice_BD = 2 * rows_BD
+    if metric == "l2":  # |x - a|^2 - |x - b|^2 = (b - a).(2x - a - b)
+        twice_BD.sub_(one_BD).sub_(other_BD)
+    return twice_BD.mul_(other_BD - one_BD).sum(1) > 0
 
 
 def _nearest_in_block(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str) -> Tensor:
     scores_BC = torch.addmm(bias_C, rows_BD.float(), centroids_CD.T)
     if len(centroids_CD) == 1:
         return scores_BC.argmax(1)
-    finalists_B2 = _finalists(scores_BC).sort(1).values
-    exact_B2 = _exact_scores(rows_BD, centroids_CD, finalists_B2, metric)
-    exact_B2.masked_fill_(bias_C[finalists_B2] == -torch.inf, -torch.inf)
-    return torch.where(exact_B2[:, 1] > exact_B2[:, 0], finalists_B2[:, 1], finalists_B2[:, 0])
+    low_B, high_B = _finalists(scores_BC).sort(1).values.unbind(1)
+    takes_high_B = is_nearer(rows_BD.double(), centroids_CD[low_B].double(), centroids_CD[high_B].double(), metric)
+    takes_high_B |= bias_C[low_B] == -torch.inf
+    takes_high_B &= bias_C[high_B] != -torch.inf
+    return torch.where(takes_high_B, high_B, low_B)
 
 
 def _finalists(scores_BC: Tensor) -> Tensor:
@@ -93,10 +112,3 @@ def _two_highest(values_BK: Tensor) -> Tensor:
     first_B1 = values_BK.argmax(1, keepdim=True)
     second_B1 = values_BK.scatter(1, first_B1, -torch.inf).argmax(1, keepdim=True)
     return torch.cat([first_B1, second_B1], 1)
-
-
-def _exact_scores(rows_BD: Tensor, centroids_CD: Tensor, finalists_B2: Tensor, metric: str) -> Tensor:
-    rows_B1D, finalists_B2D = rows_BD.double()[:, None], centroids_CD[finalists_B2].double()
-    if metric == "l2":
-        return (rows_B1D - finalists_B2D).square_().sum(-1).neg_()
-    return finalists_B2D.mul_(rows_B1D).sum(-1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from odc_lightning.clustering.nearest import half_squares, nearest_centroid
 from odc_lightning.memory.ranks import Ranks
 
 _CHUNK = 2048  # rows whose float64 copy stays in cache: nine times faster than 65536
@@ -18,6 +19,7 @@ class CentroidsMemory:
 
     Attributes:
         centroids_CD: (C, D) float32, what Eq. 3 reads; as old as the last refresh.
+        half_squares_C: (C,) float32, |c|^2 / 2 of these.
         sums_CD: (C, D) float64, exact sums of the members that this rank owns.
         sizes_C: (C,) int64 number of members over all ranks.
         moves_C: (C,) int64 members that joined or left since the last refresh: above 0 is "involved".
@@ -26,13 +28,14 @@ class CentroidsMemory:
     def __init__(self, num_clusters: int, feature_dim: int, ranks: Ranks) -> None:
         self.ranks = ranks
         self.centroids_CD = torch.zeros(num_clusters, feature_dim)
+        self.half_squares_C = torch.zeros(num_clusters)
         self.sums_CD = torch.zeros(num_clusters, feature_dim, dtype=torch.float64)
         self.sizes_C = torch.zeros(num_clusters, dtype=torch.int64)
         self.moves_C = torch.zeros(num_clusters, dtype=torch.int64)
 
     def to(self, device: torch.device) -> None:
         """Move all tensors."""
-        for name in ("centroids_CD", "sums_CD", "sizes_C", "moves_C"):
+        for name in ("centroids_CD", "half_squares_C", "sums_CD", "sizes_C", "moves_C"):
             setattr(self, name, getattr(self, name).to(device))
 
     def recount(self, owned_rows: Tensor, owned_labels: Tensor, labels_N: Tensor) -> None:
@@ -42,6 +45,16 @@ class CentroidsMemory:
         for start in range(0, len(owned_rows), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             self.sums_CD.index_add_(0, owned_labels[chunk].long(), owned_rows[chunk].double())
+
+    def nearest(self, rows_BD: Tensor, metric: str, allowed_C: Tensor | None = None) -> Tensor:
+        """Eq. 3 against the centroids as they are, (B,) int64; see :func:`nearest_centroid`."""
+        return nearest_centroid(
+            rows_BD,
+            self.centroids_CD,
+            metric=metric,
+            allowed_C=allowed_C,
+            half_squares_C=self.half_squares_C,
+        )
 
     def move_rows(self, old_BD: Tensor, old_labels_B: Tensor, new_BD: Tensor, new_labels_B: Tensor) -> None:
         """Take the old rows out of their old clusters and put the new rows into the new ones."""
@@ -60,10 +73,15 @@ class CentroidsMemory:
         """Average the members of the clusters that are True in ``which_C`` (default: all); empty ones keep theirs."""
         means_CD = (self.ranks.sum(self.sums_CD) / self.sizes_C.clamp(min=1)[:, None]).float()
         fresh_C = self.sizes_C > 0 if which_C is None else which_C & (self.sizes_C > 0)
-        self.centroids_CD = torch.where(fresh_C[:, None], means_CD, self.centroids_CD)
+        self.put(torch.where(fresh_C[:, None], means_CD, self.centroids_CD))
         self.moves_C.zero_()
 
     def refresh_few(self, clusters: list[int]) -> None:
         """Average the members of a few named, non-empty clusters at once; they stay recorded as involved."""
         means = self.ranks.sum(self.sums_CD[clusters]) / self.sizes_C[clusters][:, None]
         self.centroids_CD[clusters] = means.float()
+        self.half_squares_C[clusters] = half_squares(self.centroids_CD[clusters])
+
+    def put(self, centroids_CD: Tensor) -> None:
+        """Replace all centroids."""
+        self.centroids_CD, self.half_squares_C = centroids_CD, half_squares(centroids_CD)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odc_lightning.clustering.nearest import is_nearer
 from odc_lightning.memory.ranks import Ranks
 
 DISSOLVED, SPLIT = 0, 1
@@ -50,11 +51,8 @@ class Journal:
 
     def count(self, old_BD: Tensor, old_labels_B: Tensor, new_labels_B: Tensor, centroids_CD: Tensor) -> None:
         """Count a batch's changes by cause, from the rows before the update and the centroids that gave the labels."""
-        from_BD, to_BD = centroids_CD[old_labels_B], centroids_CD[new_labels_B]
-        old_BD = old_BD.float()
-        if self.metric == "l2":  # nearer to b than to a: beyond the plane in the middle between them
-            old_BD = old_BD - (from_BD + to_BD) / 2
-        by_centroids_B = (old_BD * (to_BD - from_BD)).sum(1) > 0
+        old_BD, from_BD, to_BD = old_BD.float(), centroids_CD[old_labels_B], centroids_CD[new_labels_B]
+        by_centroids_B = is_nearer(old_BD, from_BD, to_BD, self.metric)
         changed_B = old_labels_B != new_labels_B
         counts = torch.stack([changed_B & ~by_centroids_B, changed_B & by_centroids_B, torch.ones_like(changed_B)])
         self.counts_3 += counts.sum(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from odc_lightning.checks import check_choice
-from odc_lightning.clustering.nearest import METRICS, nearest_centroid
+from odc_lightning.clustering.nearest import METRICS
 from odc_lightning.memory.centroids import CentroidsMemory
 from odc_lightning.memory.journal import Journal
 from odc_lightning.memory.ranks import Ranks
@@ -157,7 +157,7 @@ class Memory:
         old_labels_B, own = self.samples.labels(index_B), self.ranks.owned(index_B)
         old_rows, new_rows = self.samples.move(index_B[own], features_BD[own], self.momentum, self.renormalize)
         new_labels_B = torch.zeros_like(old_labels_B)
-        new_labels_B[own] = nearest_centroid(new_rows, self.centroids.centroids_CD, metric=self.metric)
+        new_labels_B[own] = self.centroids.nearest(new_rows, self.metric)
         self.journal.count(old_rows, old_labels_B[own], new_labels_B[own], self.centroids.centroids_CD)
         new_labels_B = self.ranks.sum(new_labels_B)
         self.centroids.move_rows(old_rows, old_labels_B[own], new_rows, new_labels_B[own])
@@ -217,7 +217,7 @@ class Memory:
         owned = slice(self.ranks.rank, None, self.ranks.world_size)
         self.samples.rows = state["rows"][owned].to(self.samples.rows.dtype).to(device, copy=True)
         self.samples.labels_N = state["labels"].to(device, copy=True)
-        self.centroids.centroids_CD = state["centroids"].to(device, copy=True)
+        self.centroids.put(state["centroids"].to(device, copy=True))
         self.centroids.moves_C = state["moves"].to(device, copy=True)
         self.generator.set_state(state["generator"])
         self.updates, self.refilled, self.filled = state["updates"], state["refilled"], True

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odc_lightning.clustering.nearest import nearest_centroid
 from odc_lightning.memory.centroids import CentroidsMemory
 from odc_lightning.memory.journal import DISSOLVED, SPLIT, Event
 from odc_lightning.memory.samples import SamplesMemory
@@ -60,7 +59,7 @@ class SmallClusters:
         own = samples.ranks.owned(index_M)
         rows = samples.owned_rows(index_M[own])
         labels_M = torch.zeros_like(index_M)
-        labels_M[own] = nearest_centroid(rows, centroids.centroids_CD, metric=self.metric, allowed_C=~small_C)
+        labels_M[own] = centroids.nearest(rows, self.metric, allowed_C=~small_C)
         self._move(index_M, samples.ranks.sum(labels_M), samples, centroids)
 
     def _refill(self, cluster: int, samples: SamplesMemory, centroids: CentroidsMemory) -> None:
