@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
@@ -25,6 +24,7 @@ from odc_lightning.console import is_rank_zero, quiet, say, warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
+from odc_lightning.tasks.one_device import require_one_device_per_job
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
 
@@ -61,16 +61,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
         raise
     finally:
         finish_wandb()
-
-
-def require_one_device_per_job(trainer: pl.Trainer) -> None:
-    """``ddp`` starts its other processes with the command line, which in a sweep is the whole sweep again."""
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.num_devices > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-        raise ValueError(
-            f"a sweep (-m) cannot run ddp on several devices: trainer.devices={trainer.num_devices}. Use "
-            f"trainer.devices=1 and as many jobs at a time as there are devices, or trainer.strategy=ddp_spawn"
-        )
 
 
 def end_other_processes(trainer: pl.Trainer) -> None:
@@ -114,7 +104,7 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
         enable_progress_bar=sys.stdout.isatty(),
         default_root_dir=HydraConfig.get().runtime.output_dir,
     )
-    require_one_device_per_job(trainer)
+    require_one_device_per_job(trainer.strategy.launcher, trainer.num_devices)
     datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
     method.require_possible(datamodule)
     return datamodule, method, trainer
