@@ -226,6 +226,8 @@ MISTAKES = [
     (["data.mean=[0.1,0.2]"], "Error: data.mean and std must have one number a channel."),
     (["backbone.in_channels=3"], "backbone.in_channels must be data.channels=1, 2 for Sobel edges. Received: 3"),
     (["optim.lr=fast"], "optim.lr must be a number. Received: fast"),
+    (["optim.lr=-1"], "Error: optim.lr must be at least 0. Received: -1"),
+    (["optim.weight_decay=-1"], "Error: optim.weight_decay must be at least 0. Received: -1"),
     (["schedule=cosine", "schedule.milestones=[3]"], "no key 'schedule.milestones' in schedule=cosine. It has "),
     (["backbone=timm", "backbone.name=resnet5"], "Did you mean 'resnet50'?"),
     (["data.batch_size=5000"], "data.batch_size must be between 1 and the number of images, 4000. Received: 5000"),

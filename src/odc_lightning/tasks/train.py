@@ -71,7 +71,7 @@ def end_other_processes(trainer: pl.Trainer) -> None:
 
 
 def require_numbers(cfg: DictConfig) -> None:
-    """Raise ValueError for what Lightning or NumPy would stumble over later."""
+    """Raise ValueError for what Lightning, NumPy or the optimiser would stumble over later."""
     for key, least, most in (
         ("seed", 0, 2**32 - 1),
         ("trainer.max_epochs", 1, None),
@@ -83,6 +83,10 @@ def require_numbers(cfg: DictConfig) -> None:
             raise ValueError(f"{key} must be a whole number from {least}{to}. Received: {value!r}")
     if cfg.trainer.limit_train_batches in (0, 0.0):
         raise ValueError("trainer.limit_train_batches must be above 0, or null. Received: 0")
+    for key in ("optim.lr", "optim.momentum", "optim.weight_decay"):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{key} must be at least 0. Received: {value}")
 
 
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
