@@ -21,7 +21,7 @@ class Step:
 
     def __init__(self, num_clusters: int) -> None:
         backbone = resnet18()
-        self.network = torch.nn.Sequential(backbone, NonLinearNeck(backbone.feature_dim, out_dim=DIM))
+        self.network = torch.nn.Sequential(backbone, NonLinearNeck(backbone.feature_dim, feature_dim=DIM))
         self.classifier = linear_classifier(DIM, num_clusters)
         parameters = [*self.network.parameters(), *self.classifier.parameters()]
         self.optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)

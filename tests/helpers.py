@@ -16,6 +16,14 @@ from odc_lightning.data.sources import ArraySource
 from odc_lightning.methods.odc import ODC
 from odc_lightning.nn.resnet import small_resnet
 
+# Ordinary keys of the trainer, which a method needs nothing special for.
+TRAINER_KEYS = [
+    {"precision": "bf16-mixed"},
+    {"accumulate_grad_batches": 2},
+    {"gradient_clip_val": 1.0},
+    {"limit_train_batches": 2},
+]
+
 
 def squares(count=64, side=12, seed=0, split="train"):
     """Images of a few kinds, labelled by kind."""

@@ -24,15 +24,6 @@ def tiny(root, *more):
     return [f"run.root={root}", "trainer.max_epochs=1", *TINY, *more]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """48 images to train on, 12 to measure on, two classes: with batches of 8 six steps an epoch."""
-    root = tmp_path_factory.mktemp("images")
-    write_images(root / "train", count=48)
-    write_images(root / "val", count=12)
-    return root
-
-
 @pytest.fixture
 def small(images, tmp_path):
     """Arguments of a run on those images, in a fraction of a second; its folder is tmp_path/small."""
@@ -206,21 +197,38 @@ MISTAKES = [
     (["fidelity=facebook"], "fidelity of method=odc must be one of openselfsup, paper. Received: 'facebook'"),
     (["method=deepcluster", "fidelity=papr"], "fidelity=papr is not a choice. Did you mean paper?"),
     (["~experiment"], "run.name must be given"),
-    (["method.num_clusters=4001"], "num_clusters must not exceed the number of samples, 4000. Received: 4001"),
+    (
+        ["method.num_clusters=4001"],
+        "Error: method.num_clusters must not exceed the number of samples, 4000. Received: 4001",
+    ),
     (["method.num_clusters=1e3"], "method.num_clusters must be a whole number. Received: 1e3"),
     (["method.num_clusters=ten"], "method.num_clusters must be a whole number. Received: ten"),
-    (["method.min_cluster_size=500"], "min_cluster_size can be at most 399"),
-    (["method.momentum=0"], "momentum must be in (0, 1]. Received: 0"),
+    (["method.min_cluster_size=500"], "Error: method.min_cluster_size x num_clusters needs 501 x 10 = 5010 samples"),
+    (["method.min_cluster_size=0"], "Error: method.min_cluster_size must be at least 1. Received: 0"),
+    (["method.feature_dim=0"], "Error: method.feature_dim must be at least 1. Received: 0"),
+    (["method.loss_weight_power=-1"], "Error: method.loss_weight_power must be at least 0. Received: -1"),
+    (["method.neck_bn_momentum=0"], "Error: method.neck_bn_momentum must be in (0, 1]. Received: 0"),
+    (["method.momentum=0"], "Error: method.momentum must be in (0, 1]. Received: 0"),
     (["method.momentum=1.5"], "momentum must be in (0, 1]. Received: 1.5"),
     (["method.momentum=half"], "method.momentum must be a number. Received: half"),
     (["method.renormalize=1"], "method.renormalize must be true or false. Received: 1"),
     (["method.centroid_update_interval=0"], "method.centroid_update_interval must be at least 1. Received: 0"),
     (["method.small_cluster_interval=0"], "method.small_cluster_interval must be at least 1. Received: 0"),
     (["method.log_every_n_steps=0"], "method.log_every_n_steps must be at least 1. Received: 0"),
-    (["method.metric=cosine"], "metric must be one of l2, inner_product. Received: 'cosine'"),
-    (["clustering.backend=fais"], "'fais'"),
+    (["method.metric=cosine"], "Error: method.metric must be one of l2, inner_product. Received: 'cosine'"),
+    (["clustering.backend=fais"], "Error: clustering.backend must be one of auto, faiss, torch. Received: 'fais'"),
+    (["backbone.width=0"], "Error: backbone.width must be at least 1. Received: 0"),
+    (["data.image_size=0"], "Error: data.image_size must be an integer of at least 1 (pixels). Received: 0"),
+    (["augment.train.flip=2"], "Error: augment.train.flip must be a number from 0 to 1. Received: 2"),
+    (
+        ["augment.eval.resize=3"],
+        "Error: augment.eval.resize must be auto, null or at least crop=28 (pixels). Received: 3",
+    ),
+    (["data.mean=[0.1,0.2]"], "Error: data.mean and std must have one number a channel."),
     (["backbone.in_channels=3"], "backbone.in_channels must be data.channels=1, 2 for Sobel edges. Received: 3"),
     (["optim.lr=fast"], "optim.lr must be a number. Received: fast"),
+    (["optim.lr=-1"], "Error: optim.lr must be at least 0. Received: -1"),
+    (["optim.weight_decay=-1"], "Error: optim.weight_decay must be at least 0. Received: -1"),
     (["schedule=cosine", "schedule.milestones=[3]"], "no key 'schedule.milestones' in schedule=cosine. It has "),
     (["backbone=timm", "backbone.name=resnet5"], "Did you mean 'resnet50'?"),
     (["data.batch_size=5000"], "data.batch_size must be between 1 and the number of images, 4000. Received: 5000"),
@@ -257,7 +265,7 @@ def test_a_mistake_gets_one_clear_message_before_any_work(tmp_path, args, messag
 @pytest.mark.slow
 def test_a_mistake_ends_the_real_command_the_same_way(tmp_path):
     outcome = run_alone(*tiny(tmp_path, "method.momentum=2"))
-    assert one_message(outcome) == "Error: momentum must be in (0, 1]. Received: 2\n"
+    assert one_message(outcome) == "Error: method.momentum must be in (0, 1]. Received: 2\n"
     assert "Traceback" in (tmp_path / "demo" / "run.log").read_text(), "for people who look for a bug"
 
 
@@ -341,16 +349,49 @@ def test_no_space_left_names_the_folder_and_the_run_goes_on_when_there_is_some(s
 
 @pytest.mark.parametrize(
     ("choice", "dropped"),
-    [("schedule=cosine", "milestones"), ("schedule=constant", "milestones"), ("optim=adamw", "")],
+    [("schedule=cosine", "milestones"), ("schedule=constant", "milestones")],
 )
 def test_an_experiments_keys_do_not_follow_another_choice(small, tmp_path, choice, dropped):
     outcome = run(*small, choice)
     assert outcome.code == 0, outcome.text
-    assert not dropped or f"{choice}: not used from the experiment: {dropped}" in outcome.text
+    assert f"{choice}: not used from the experiment: {dropped}" in outcome.text
     group = choice.split("=")[0]
     config = yaml.safe_load((tmp_path / "small" / "config.yaml").read_text())
-    assert not set(dropped.split(", ")) & config[group].keys()
+    assert dropped not in config[group]
     assert config["method"]["schedule"] == config["schedule"]
+
+
+SGD_RATE = "optim=adamw: not used from the experiment: lr=0.05 (now 0.001)"
+
+
+@pytest.mark.parametrize(
+    ("args", "lr", "said"),
+    [
+        (["optim=adamw"], 0.001, True),
+        (["optim=adamw", "optim.lr=0.002"], 0.002, False),
+        (["optim=sgd"], 0.05, False),
+        ([], 0.05, False),
+    ],
+    ids=str,
+)
+def test_a_learning_rate_is_that_of_its_optimiser(small, tmp_path, args, lr, said):
+    outcome = run(*small, *args)
+    assert outcome.code == 0, outcome.text
+    assert (SGD_RATE in outcome.text) == said
+    config = yaml.safe_load((tmp_path / "small" / "config.yaml").read_text())
+    assert config["optim"]["lr"] == config["method"]["optimizer"]["lr"] == lr
+    checkpoint = torch.load(tmp_path / "small" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["initial_lr"] == lr
+
+
+@pytest.mark.slow
+def test_also_in_the_jobs_of_a_sweep_that_run_side_by_side(small, tmp_path):
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    outcome = run_alone("-m", *small, "optim=adamw,sgd", *joblib)
+    assert outcome.code == 0, outcome.text
+    for choice, lr in (("adamw", 0.001), ("sgd", 0.05)):
+        config = yaml.safe_load((tmp_path / "small" / f"optim={choice}" / "config.yaml").read_text())
+        assert config["optim"]["lr"] == lr
 
 
 def test_the_demo_takes_another_backbone(tmp_path):
@@ -402,7 +443,7 @@ def test_each_impossible_job_of_a_sweep_says_why_and_none_is_started(small, tmp_
     outcome = run("-m", *small, "method.momentum=0,2,0.5")
     assert outcome.code == 1
     for value in (0, 2):
-        line = f"method.momentum={value}: momentum must be in (0, 1]. Received: {value}"
+        line = f"method.momentum={value}: method.momentum must be in (0, 1]. Received: {value}"
         assert outcome.text.count(line) == 1
     assert not list((tmp_path / "small").iterdir())
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from app_runner import run
+from dossier_commands import commands
 from odc_lightning.report.dossier import COLUMNS, SOURCES, load_dossiers
 
 ROOT = Path(__file__).parents[1]
@@ -29,14 +30,6 @@ OF_THE_PAPER = {
     "table4",
 }
 SECTIONS = ("**Question.**", "**Full size**", "**In small**", "**How to read it.**", "xpected:")
-
-
-def commands(text):
-    """Lines of the text's shell blocks, without comments."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if command := re.sub(r"\s#.*|^#.*", "", line).strip():
-                yield command
 
 
 COMMANDS = sorted({command for page in PAGES for command in commands(page.read_text())})

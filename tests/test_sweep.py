@@ -23,15 +23,6 @@ def draws(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(subset, "DEFAULT_CACHE", tmp_path_factory.mktemp("draws"))
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """48 images to train on, 12 to measure on, two classes."""
-    root = tmp_path_factory.mktemp("images")
-    write_images(root / "train", count=48)
-    write_images(root / "val", count=12)
-    return root
-
-
 @pytest.fixture
 def chain(images, tmp_path):
     """Arguments of a chain on those images; its folder is tmp_path/small."""

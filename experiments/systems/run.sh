@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Every system on one folder of small images: equal network, epochs and batch. Started again, it goes on where it stopped.
-#   bash experiments/systems/run.sh /path/to/images [epochs] [seeds] [jobs]
+#   bash experiments/systems/run.sh /path/to/images [epochs] [seeds] [jobs] [systems]
 set -euo pipefail
 images=$(realpath "$1") epochs=${2:-20} seeds=${3:-"0 1 2"} jobs=${4:-2}
+systems=${5:-"random supervised rotation jigsaw colorization relative_location npid local_aggregation dc odc dc_reweight"}
 cd "$(dirname "$0")/../.."
 root=runs/systems
 odc=(python -m odc_lightning "run.root=$root" logger.wandb.mode=disabled data.num_workers=0)
@@ -28,11 +29,13 @@ random() {  # seed
 
 queue() {
   for seed in $seeds; do
-    echo "random $seed"
-    for name in supervised rotation jigsaw colorization relative_location npid local_aggregation dc odc; do
-      echo "system $name $seed experiment=${name}_cifar10"
+    for name in $systems; do
+      case $name in
+        random) echo "random $seed" ;;
+        dc_reweight) echo "system dc_reweight $seed experiment=dc_cifar10 method.balance=reweight" ;;
+        *) echo "system $name $seed experiment=${name}_cifar10" ;;
+      esac
     done
-    echo "system dc_reweight $seed experiment=dc_cifar10 method.balance=reweight"
   done
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
@@ -22,7 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from odc_lightning.tasks import sweep
-from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds
+from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds, take_own_values
+from odc_lightning.tasks.full_keys import with_full_key
 from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
@@ -30,6 +32,8 @@ _DEBUGGING = os.environ.setdefault("ODC_TRACEBACK", os.environ.get("HYDRA_FULL_E
 log = logging.getLogger("odc_lightning")
 # What a person can mend: told in one message; the traceback goes to the run's log file.
 MENDABLE = (ValueError, OSError, FloatingPointError, NotImplementedError)
+# Of Hydra's message about a part that could not be set up: its dotted key.
+PLACE = r"Error in call to target[\s\S]*full_key: (\S+)"
 
 OmegaConf.register_new_resolver("sweep_job", sweep.sweep_job, replace=True)
 
@@ -44,13 +48,14 @@ def conf_dir() -> Path:
 def run_task(cfg: DictConfig) -> Any:
     """Hand the composed config to the task it names."""
     task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
+    composed = copy.deepcopy(cfg)  # Hydra resolves interpolations in place when it sets up what they point to
     try:
         for choice, keys in settle(cfg, HydraConfig.get()).items():
             if _rank() == "0":
                 log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
         return task(cfg)
     except Exception as error:
-        message = plain_message(error)
+        message = plain_message(error, composed)
         log.debug("traceback of the error", exc_info=True)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             sweep.report_failure(HydraConfig.get().overrides.task, message or f"{type(error).__name__}: {error}")
@@ -62,13 +67,15 @@ def run_task(cfg: DictConfig) -> Any:
 
 
 def settle(cfg: DictConfig, own: Any) -> dict[str, list[str]]:
-    """Hold the command line, as ``own`` of Hydra has it, against conf/; returns keys that were dropped, by choice.
+    """Hold the command line, as ``own`` of Hydra has it, against conf/: see :mod:`odc_lightning.tasks.choices`.
 
-    See :mod:`odc_lightning.tasks.choices`.
+    Returns: what an experiment has set and does not count, by the choice that it does not fit.
     """
     given, choices = list(own.overrides.task), dict(own.runtime.choices)
     require_fidelity(conf_dir(), choices)
     dropped = drop_keys_of_other_choices(cfg, conf_dir(), given)
+    for choice, values in take_own_values(cfg, conf_dir(), given, own.job.config_name).items():
+        dropped[choice] = [*dropped.get(choice, []), *values]
     require_kinds(cfg, conf_dir(), choices, given)
     return dropped
 
@@ -115,15 +122,20 @@ def _jobs(messages: list[str]) -> str:
     return f"{len(messages)} job{'s' * (len(messages) > 1)} of the sweep"
 
 
-def plain_message(error: BaseException) -> str:
-    """One clear message for what a person can mend, empty for what is a bug."""
+def plain_message(error: BaseException, cfg: DictConfig | None = None) -> str:
+    """One clear message for what a person can mend, empty for what is a bug.
+
+    Args:
+        error: with its causes.
+        cfg: the composed config, as far as there is one: the message then names its keys.
+    """
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, MENDABLE) and not isinstance(cause, HydraException | OmegaConfBaseException):
             text = str(cause).strip()
             if "Original Traceback" in text:  # a loading process sends all of it; the last line is the message
                 text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-            return f"{_error()}: {text}"
+            return f"{_error()}: {with_full_key(text, cfg, _place(causes)) if cfg is not None else text}"
     text = "\n".join(str(cause) for cause in causes)
     if re.search("closed by peer|reset by peer|remote process exited", text):
         return f"{_error()}: another process of this run has ended; its message tells why"
@@ -133,7 +145,7 @@ def plain_message(error: BaseException) -> str:
         return f"Error: {option[1]}={option[2]} is not a choice.{_suggest(option[2], _choices(option[1]))}"
     if key := re.search(r"Could not (?:override|append|delete)[^']*'([^'@=]+)", text):
         return f"Error: there is no key {key[1]!r}.{_suggest(key[1], _keys())}"
-    if place := re.search(r"Error in call to target[\s\S]*full_key: (\S+)", text):
+    if place := re.search(PLACE, text):
         if wrong := re.search(r"unexpected keyword argument '(\w+)'", text):
             key_there = f"{place[1]}.{wrong[1]}"
             return f"Error: there is no key {key_there!r}.{_suggest(key_there, _keys())}"
@@ -142,6 +154,11 @@ def plain_message(error: BaseException) -> str:
     if "unexpected keyword argument" in text or isinstance(causes[0], HydraException | OmegaConfBaseException):
         return f"Error: {str(error).strip()}"
     return ""
+
+
+def _place(causes: list[BaseException]) -> str:
+    """Dotted key of the part that could not be set up; empty where it was something else."""
+    return place[1] if (place := re.search(PLACE, "\n".join(map(str, causes)))) else ""
 
 
 def _rank() -> str:

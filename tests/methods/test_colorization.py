@@ -9,7 +9,7 @@ import torch
 from contract import check_resumes_bit_for_bit, check_two_processes, fit
 from helpers import datamodule, last_checkpoint, train_on
 from odc_lightning.data.dataset import Batch
-from odc_lightning.methods.colorization import Colorization, train_up_to
+from odc_lightning.methods.colorization import Colorization, train_up_to, untrained
 from odc_lightning.nn.ab_bins import colour_loss, colour_targets, histogram, rebalancing, soft_code
 from odc_lightning.nn.alexnet import alexnet
 from odc_lightning.nn.resnet import small_resnet
@@ -75,6 +75,15 @@ def test_layers_behind_the_map_are_frozen():
     backbone = alexnet(in_channels=1)
     assert train_up_to(backbone, "conv5") == 256
     assert all(weight.requires_grad == ("features" in name) for name, weight in backbone.named_parameters())
+    assert untrained(backbone) == ["classifier.1", "classifier.4"]
+
+
+@pytest.mark.parametrize(("layer", "said"), [("conv5", False), ("conv4", True)])
+def test_layers_that_are_not_trained_are_named_at_the_start(tmp_path, caplog, layer, said):
+    fit(tmp_path, partial(build, layer=layer), max_epochs=1)
+    message = f"lie behind method.layer={layer} and are not trained: measure {layer} or a layer before it, not gap"
+    assert (message in caplog.text) == said
+    assert ("layer4.0.conv1, " in caplog.text) == said
 
 
 def test_what_cannot_work_is_refused():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from contract import check_resumes_bit_for_bit, check_two_processes, fit
-from helpers import datamodule, differences, odc, squares, trainer
+from helpers import TRAINER_KEYS, datamodule, differences, odc, squares, trainer
 from odc_lightning.callbacks.clusters import Clusters
 from odc_lightning.callbacks.metrics_csv import read_metrics
 from odc_lightning.clustering.kmeans import KMeans
@@ -161,16 +161,7 @@ def test_odc_and_deepcluster_log_the_same_gauges(tmp_path):
     assert other.gauges().keys() - method.gauges().keys() == {"memory/splits"}
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"precision": "bf16-mixed"},
-        {"accumulate_grad_batches": 2},
-        {"gradient_clip_val": 1.0},
-        {"limit_train_batches": 2},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("keys", TRAINER_KEYS, ids=str)
 def test_trainer_keys_need_nothing_special(tmp_path, keys):
     record, method = recorded(tmp_path, max_epochs=2, **keys)
     assert len(record.labels) == 2

@@ -2,7 +2,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from helpers import datamodule, odc, trainer
+from helpers import TRAINER_KEYS, datamodule, odc, trainer
 from odc_lightning.memory import Memory
 
 
@@ -83,16 +83,7 @@ def test_a_checkpoint_after_n_steps_holds_n_updates_and_loads_with_weights_only(
     assert t.global_step == 12
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"precision": "bf16-mixed"},
-        {"accumulate_grad_batches": 2},
-        {"gradient_clip_val": 1.0},
-        {"limit_train_batches": 2},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("keys", TRAINER_KEYS, ids=str)
 def test_trainer_keys_need_nothing_special(tmp_path, keys):
     module, t = fit(tmp_path, max_epochs=2, **keys)
     expected = {"accumulate_grad_batches": (8, 16), "limit_train_batches": (4, 4)}.get(next(iter(keys)), (8, 8))

@@ -74,7 +74,7 @@ def test_initialisation_and_names():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("in_dim", 0), ("hidden_dim", 0), ("out_dim", -1), ("dropout", 1.0), ("dropout", -0.1), ("bn_momentum", 0.0)],
+    [("in_dim", 0), ("hidden_dim", 0), ("feature_dim", -1), ("dropout", 1.0), ("dropout", -0.1), ("bn_momentum", 0.0)],
 )
 def test_wrong_arguments_are_named(key, value):
     with pytest.raises(ValueError, match=f"{key} must be .* Received: {value}"):

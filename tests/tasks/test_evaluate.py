@@ -296,8 +296,9 @@ def test_a_sweep_over_protocols_and_their_keys(finished_run):
     assert outcome.code == 0, outcome.text
     names = {path.parent.name for path in finished_run.rglob("evaluations/knn/*/results.json")}
     assert names == {"protocol.k=3", "protocol.k=5"}
-    outcome = run(*args, "protocol.k=3,5", "trainer.devices=2")
-    assert "a sweep (-m) of evaluations takes trainer.devices=1" in outcome.text
+    outcome = run(*args, "protocol.k=2,4", "trainer.devices=2")
+    assert outcome.code == 1
+    assert "a sweep (-m) cannot run ddp on several devices: trainer.devices=2" in outcome.text
 
 
 def test_wandb_is_in_the_group_of_the_training(finished_run, monkeypatch):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odc_lightning.checks import check_number
+from odc_lightning.console import warn
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.dataset import Batch
 from odc_lightning.evaluation.features import eval_mode, progress
@@ -30,8 +31,11 @@ class Colorization(Method):
     The backbone sees lightness (``backbone.in_channels=1``), here and in every measurement. The colours' prior, for the
     rebalancing, is estimated from training images before the first step; the checkpoint keeps it.
 
+    Layers behind the map stay at the weights that they start with: fc6 and fc7 of AlexNet. Table 1 measures conv1 …
+    conv5, which are trained. AlexNet's pooled feature (``gap``, the default of kNN) is fc7's, and a warning says so.
+
     Args:
-        layer: the map that is read; layers behind it are not trained.
+        layer: the map that is read.
         upsample: enlarge the prediction so many times, bilinearly; the targets have its resolution.
         bin_width: of the bins, in units of a and b (paper: 10).
         sigma: of the soft codes (paper: 5).
@@ -108,7 +112,12 @@ class Colorization(Method):
         self.backbone.require_size(datamodule.image_size, "images (data.image_size)")
 
     def on_train_start(self) -> None:
-        """Estimate the prior, unless a checkpoint has brought it."""
+        """Say what is not trained; estimate the prior, unless a checkpoint has brought it."""
+        if behind := untrained(self.backbone):
+            warn(
+                f"{', '.join(behind)} of {self.backbone.name} lie behind method.layer={self.layer} and are not "
+                f"trained: measure {self.layer} or a layer before it, not gap (protocol.layer, protocol.layers)"
+            )
         if not bool(self.prior_Q.any()):
             self.prior_Q.copy_(self._estimate_prior())
         self.weights_Q = rebalancing(self.prior_Q, self.rebalance_mix)
@@ -152,6 +161,12 @@ def train_up_to(backbone: Backbone, layer: str) -> int:
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.requires_grad_(gradient is not None)
     return maps.shape[1]
+
+
+def untrained(backbone: Backbone) -> list[str]:
+    """Names of the modules whose weights are frozen, as its library calls them: ``classifier.1``."""
+    frozen = [name for name, weight in backbone.net.named_parameters() if not weight.requires_grad]
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in frozen))
 
 
 def _some_map(backbone: Backbone, layer: str) -> Tensor:

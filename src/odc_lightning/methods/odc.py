@@ -93,12 +93,15 @@ class ODC(Method):
             compile=compile,
             log_every_n_steps=log_every_n_steps,
         )
-        for name, interval in (
-            ("centroid_update_interval", centroid_update_interval),
-            ("small_cluster_interval", small_cluster_interval),
+        for name, value, least in (
+            ("centroid_update_interval", centroid_update_interval, 1),
+            ("small_cluster_interval", small_cluster_interval, 1),
+            ("loss_weight_power", loss_weight_power, 0),
         ):
-            if interval < 1:
-                raise ValueError(f"method.{name} must be at least 1. Received: {interval}")
+            if value < least:
+                raise ValueError(f"method.{name} must be at least {least}. Received: {value}")
+        if not 0 < neck_bn_momentum <= 1:
+            raise ValueError(f"method.neck_bn_momentum must be in (0, 1]. Received: {neck_bn_momentum}")
         self.neck = NonLinearNeck(
             backbone.feature_dim,
             hidden_dim,

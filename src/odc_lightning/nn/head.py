@@ -14,7 +14,7 @@ class NonLinearNeck(nn.Module):
     Args:
         in_dim: width of the backbone's feature.
         hidden_dim: width between the two layers.
-        out_dim: D, width of the feature.
+        feature_dim: D, width of the feature.
         dropout: probability in [0, 1).
         bn_momentum: of the running statistics. The release takes 0.001, so that evaluation sees slow averages.
         bn_affine: learn a scale and shift. The release does not.
@@ -27,14 +27,14 @@ class NonLinearNeck(nn.Module):
         self,
         in_dim: int,
         hidden_dim: int = 512,
-        out_dim: int = 256,
+        feature_dim: int = 256,
         dropout: float = 0.5,
         bn_momentum: float = 0.1,
         bn_affine: bool = True,
         bn_sync: bool = False,
     ) -> None:
         super().__init__()
-        for key, width in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("out_dim", out_dim)):
+        for key, width in (("in_dim", in_dim), ("hidden_dim", hidden_dim), ("feature_dim", feature_dim)):
             if width < 1:
                 raise ValueError(f"{key} must be at least 1. Received: {width}")
         if not 0 <= dropout < 1:
@@ -42,18 +42,18 @@ class NonLinearNeck(nn.Module):
         if not 0 < bn_momentum <= 1:
             raise ValueError(f"bn_momentum must be in (0, 1]. Received: {bn_momentum}")
         norm = nn.SyncBatchNorm if bn_sync else nn.BatchNorm1d
-        self.out_dim = out_dim
+        self.feature_dim = feature_dim
         self.fc0 = nn.Linear(in_dim, hidden_dim)
         self.bn0 = norm(hidden_dim, momentum=bn_momentum, affine=bn_affine)
         self.relu = nn.ReLU()
         self.drop = nn.Dropout(dropout)
-        self.fc1 = nn.Linear(hidden_dim, out_dim)
+        self.fc1 = nn.Linear(hidden_dim, feature_dim)
         for linear in (self.fc0, self.fc1):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             nn.init.zeros_(linear.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Map pooled features (B, in_dim) to features (B, out_dim), all at least 0."""
+        """Map pooled features (B, in_dim) to features (B, feature_dim), all at least 0."""
         hidden = self.drop(self.relu(self.bn0(self.fc0(pooled))))
         return self.relu(self.fc1(hidden))
 

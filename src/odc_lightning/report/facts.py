@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from odc_lightning.nested import leaves
 from odc_lightning.report.curves import METRICS
 from odc_lightning.report.runs import EVALUATE, TRAIN, Run
 
@@ -103,7 +104,7 @@ def settings(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
     always_same = known["trained_on"] not in BY_PATH
     return {
         key: value
-        for key, value in _flat(tree)
+        for key, value in leaves(tree)
         if key.rpartition(".")[2] not in MAY_DIFFER and not (always_same and key.endswith(".root"))
     }
 
@@ -174,11 +175,3 @@ def _fits(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, str):
         return value is not None and fnmatchcase(str(value), wanted)
     return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from odc_lightning.checks import check_choice
 
 # Groups in which an experiment sets keys that other choices do not have, such as schedule.milestones.
 SWAPPED = ("method", "backbone", "optim", "schedule")
+# Groups in which keys of the same name mean something else in each choice: SGD's learning rate says nothing of AdamW's.
+TUNED = ("optim",)
 
 
 def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]) -> dict[str, list[str]]:
@@ -38,6 +41,36 @@ def drop_keys_of_other_choices(cfg: DictConfig, conf: Path, overrides: list[str]
         if foreign:
             dropped[choice] = foreign
     return dropped
+
+
+def take_own_values(cfg: DictConfig, conf: Path, overrides: list[str], config_name: str) -> dict[str, list[str]]:
+    """Make ``optim=adamw`` mean AdamW's own learning rate, though the experiment has set one for ``optim=sgd``.
+
+    Args:
+        cfg: the composed config; changed in place.
+        conf: folder of the config groups.
+        overrides: of the command line; what they set stays.
+        config_name: the primary config, to find out which choice the experiment's values are for.
+
+    Returns: what was put back, as ``lr=0.05 (now 0.001)``, by ``group=choice``.
+    """
+    given, back = dict(_split(overrides)), dict[str, list[str]]()
+    for group in TUNED:
+        choice = given.get(group)
+        if choice is None or choice == _without(group, conf, overrides, config_name):
+            continue
+        own = _yaml(conf / group / f"{choice}.yaml")
+        for key in own:
+            if f"{group}.{key}" not in given and (set_there := cfg[group][key]) != own[key]:
+                cfg[group][key] = own[key]
+                back.setdefault(f"{group}={choice}", []).append(f"{key}={set_there} (now {own[key]})")
+    return back
+
+
+def _without(group: str, conf: Path, overrides: list[str], config_name: str) -> str | None:
+    """The choice that the other groups of the command line, such as the experiment, make of this one."""
+    others = [o for o in overrides if (key := o.lstrip("+~").partition("=")[0]) != group and (conf / key).is_dir()]
+    return hydra.compose(config_name, others, return_hydra_config=True).hydra.runtime.choices.get(group)
 
 
 def require_fidelity(conf: Path, choices: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from odc_lightning.evaluation.network import PIXELS, FrozenNetwork, pixel_backbo
 from odc_lightning.evaluation.protocol import Protocol
 from odc_lightning.nn.backbone import Backbone
 from odc_lightning.tasks.evaluation_folder import EvaluationFolder, log_into
+from odc_lightning.tasks.one_device import require_one_device_per_job
 from odc_lightning.tasks.run_folder import RESUME
 from odc_lightning.tasks.show import show_results
 from odc_lightning.tasks.subject import Subject
@@ -42,7 +43,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         ValueError: for settings that cannot work, before anything is written over.
     """
     check_choice("resume", cfg.resume, RESUME)
-    require_one_device_per_job(cfg.trainer.devices)
     quiet()
     overrides = HydraConfig.get().overrides.task
     subject = Subject.of(cfg.init.path)
@@ -72,6 +72,7 @@ def evaluated(
         show_results(results, folder.path)
         return results["metrics"]
     fabric = Fabric(accelerator=cfg.trainer.accelerator, devices=devices, num_nodes=num_nodes)
+    require_one_device_per_job(fabric.strategy.launcher, fabric.world_size // num_nodes)
     fabric.launch()
     benches = list(networks(protocol, data, folder, home, subject, fabric.device))
     for bench in benches:
@@ -144,12 +145,6 @@ def about_images(data: DataModule) -> dict[str, Any]:
         for split, source in sources.items()
         if source is not None
     }
-
-
-def require_one_device_per_job(devices: Any) -> None:
-    """A sweep's command line would be started again, whole, by each further process."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and str(devices) not in ("1", "auto"):
-        raise ValueError(f"a sweep (-m) of evaluations takes trainer.devices=1, one device a job. Received: {devices}")
 
 
 def networks(

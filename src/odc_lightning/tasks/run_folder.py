@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from odc_lightning.nested import leaves
 
 RESUME = ("auto", "must", "never")
 STOPPED = "Stopped. The same command continues from the last checkpoint."
@@ -118,13 +119,13 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 def config_hash(config: dict[str, Any]) -> str:
     """Short hash of the identity and the length of training: a longer run of the same identity is not finished yet."""
     length = {key: config.get("trainer", {}).get(key) for key in LENGTH}
-    whole = {**dict(_flat(identity(config))), **{f"length.{key}": value for key, value in length.items()}}
+    whole = {**_deciding(identity(config)), **{f"length.{key}": value for key, value in length.items()}}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Keys whose values differ, a line each with both values."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = _deciding(there), _deciding(here)
     return [
         f"{key}: {old.get(key, '(not set)')} there, {new.get(key, '(not set)')} now"
         for key in sorted({*old, *new})
@@ -156,12 +157,11 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(writing, path)
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        # Paths also appear where they are interpolated into a group's parts.
-        if name not in MAY_CHANGE and not name.endswith((".root", ".cache_dir", ".download")):
-            yield from _flat(value, name)
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key to value, without what may change."""
+    # Paths also appear where they are interpolated into a group's parts.
+    return {
+        key: value
+        for key, value in leaves(config)
+        if key not in MAY_CHANGE and not key.endswith((".root", ".cache_dir", ".download"))
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import logging
@@ -110,14 +111,16 @@ def impossible(
     data: dict[str, DataModule] = {}
     wrong = {}
     for overrides in jobs(config):
+        composed = None
         try:
             cfg = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+            composed = copy.deepcopy(cfg)
             with open_dict(cfg):
                 own = cfg.pop("hydra")
             settle(cfg, own)
             check(cfg, own, data)
         except Exception as error:
-            if not (message := explain(error)):
+            if not (message := explain(error, composed)):
                 raise
             wrong[sweep_job(overrides)] = _one_line(message)
     return wrong

@@ -10,7 +10,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
@@ -26,6 +25,7 @@ from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
 from odc_lightning.report.dashboard import write_dashboard
+from odc_lightning.tasks.one_device import require_one_device_per_job
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
 
@@ -64,16 +64,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
         finish_wandb()
 
 
-def require_one_device_per_job(trainer: pl.Trainer) -> None:
-    """``ddp`` starts its other processes with the command line, which in a sweep is the whole sweep again."""
-    sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.num_devices > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
-        raise ValueError(
-            f"a sweep (-m) cannot run ddp on several devices: trainer.devices={trainer.num_devices}. Use "
-            f"trainer.devices=1 and as many jobs at a time as there are devices, or trainer.strategy=ddp_spawn"
-        )
-
-
 def end_other_processes(trainer: pl.Trainer) -> None:
     """After an error they would wait for this one, and on GPUs for long."""
     launcher = trainer.strategy.launcher
@@ -82,7 +72,7 @@ def end_other_processes(trainer: pl.Trainer) -> None:
 
 
 def require_numbers(cfg: DictConfig) -> None:
-    """Raise ValueError for what Lightning or NumPy would stumble over later."""
+    """Raise ValueError for what Lightning, NumPy or the optimiser would stumble over later."""
     for key, least, most in (
         ("seed", 0, 2**32 - 1),
         ("trainer.max_epochs", 1, None),
@@ -94,6 +84,10 @@ def require_numbers(cfg: DictConfig) -> None:
             raise ValueError(f"{key} must be a whole number from {least}{to}. Received: {value!r}")
     if cfg.trainer.limit_train_batches in (0, 0.0):
         raise ValueError("trainer.limit_train_batches must be above 0, or null. Received: 0")
+    for key in ("optim.lr", "optim.momentum", "optim.weight_decay"):
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"{key} must be at least 0. Received: {value}")
 
 
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
@@ -115,7 +109,7 @@ def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
         enable_progress_bar=sys.stdout.isatty(),
         default_root_dir=HydraConfig.get().runtime.output_dir,
     )
-    require_one_device_per_job(trainer)
+    require_one_device_per_job(trainer.strategy.launcher, trainer.num_devices)
     datamodule.require_divisible(trainer.world_size * trainer.accumulate_grad_batches)
     method.require_possible(datamodule)
     return datamodule, method, trainer
