@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from odc_lightning.data.dataset import EvalDataset, IndexedDataset, Transform, collate
 from odc_lightning.data.loader import GlobalBatches, TrainLoader, local_batch_size
 from odc_lightning.data.sources import ImageSource, MissingSplitError
+from odc_lightning.data.store import StoredImages
 from odc_lightning.data.subset import ClassDraw
 from odc_lightning.memory import Ranks
 
@@ -33,6 +34,7 @@ class DataModule(pl.LightningDataModule):
         mean, std: per channel on the scale 0..1, applied on the device.
         image_size: side of the training images in pixels.
         subset: takes a part of the training and validation images; None: all.
+        store: folder that ``task=prepare`` has made of the source's images, to read them from; None: their own files.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class DataModule(pl.LightningDataModule):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         image_size: int = 224,
         subset: ClassDraw | None = None,
+        store: str | os.PathLike[str] | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -65,6 +68,10 @@ class DataModule(pl.LightningDataModule):
         self.val_source: ImageSource | None = None
         with suppress(MissingSplitError):
             self.val_source = source(split="val")
+        self.store = store
+        if store is not None:
+            self.train_source = StoredImages(self.train_source, store)
+            self.val_source = self.val_source and StoredImages(self.val_source, store)
         if subset:
             self.train_source, self.val_source = subset(self.train_source, self.val_source)
 

@@ -18,6 +18,7 @@ STOPPED = "Stopped. The same command continues from the last checkpoint."
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
 IDENTITY = ("seed", "init", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
 MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
+STORE = "data.store"
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")
 PACKAGES = (
@@ -163,5 +164,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         # Paths also appear where they are interpolated into a group's parts.
-        if name not in MAY_CHANGE and not name.endswith((".root", ".cache_dir", ".download")):
+        if name == STORE:  # where it lies may change, not whether it is used; its images are in the fingerprint
+            yield from [(name, "used")] if value is not None else []
+        elif name not in MAY_CHANGE and not name.endswith((".root", ".cache_dir", ".download")):
             yield from _flat(value, name)
