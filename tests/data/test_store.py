@@ -81,7 +81,7 @@ def test_large_images_are_small_and_small_ones_the_same(images: ImageFolder, tmp
     photo = decode_image(encoded(_saved(tmp_path / "photo.png", PHOTOS[0]), 256, 90)[0])
     view = EvalTransform(256, 224)
     assert photo.shape == (256, 383, 3)
-    assert np.abs(view(photo).astype(int) - view(PHOTOS[0])).mean() < 3
+    assert np.abs(view(photo).astype(int) - view(PHOTOS[0])).mean() < 4
 
 
 def _saved(path: Path, image: np.ndarray) -> str:
