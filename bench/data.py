@@ -86,9 +86,8 @@ def report(found: dict[str, list[float]]) -> None:
     for name, values in found.items():
         ratios = sorted(value / other for value, other in zip(values, found["torchvision"], strict=True))
         low, middle, high = np.percentile(ratios, [25, 50, 75])
-        print(
-            f"{name:20} {statistics.median(values):7.0f} images/s  ratio {middle:.2f} (quartiles {low:.2f}-{high:.2f})"
-        )
+        rate, spread = statistics.median(values), f"{low:.2f}-{high:.2f}"
+        print(f"{name:20} {rate:7.0f} images/s  ratio {middle:.2f} (quartiles {spread})")
 
 
 def main() -> None:

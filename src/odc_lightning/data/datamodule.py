@@ -131,8 +131,12 @@ class DataModule(pl.LightningDataModule):
         """Loading processes per device, after ``auto`` is resolved."""
         if self.num_workers != "auto":
             return int(self.num_workers)
+        return min(8, max(1, self.cores_per_device() - 1))
+
+    def cores_per_device(self) -> int:
+        """Cores that this process may use, shared by the devices of this machine."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, max(1, cores // (self.trainer.num_devices if self.trainer else 1) - 1))
+        return cores // (self.trainer.num_devices if self.trainer else 1)
 
     def _loading(self, persistent: bool) -> dict[str, Any]:
         workers = self.workers()
