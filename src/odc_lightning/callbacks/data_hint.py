@@ -40,9 +40,8 @@ class DataHint(Callback):
         waiting = times["data"] / max(times["data"] + times["step"], 1e-9)
         if waiting >= self.share:
             self._left = 0
-            say(
-                f"Data is the bottleneck: waiting for images takes {waiting:.0%} of the time. {advice(pl_module.datamodule)}"
-            )
+            what = f"Data is the bottleneck: waiting for images takes {waiting:.0%} of the time."
+            say(f"{what} {advice(pl_module.datamodule)}")
 
 
 def advice(data: DataModule) -> str:
