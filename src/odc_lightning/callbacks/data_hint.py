@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 
 from odc_lightning.checks import check_number
 from odc_lightning.console import say
+from odc_lightning.data.augment import TrainTransform
 from odc_lightning.data.datamodule import DataModule
 from odc_lightning.methods.base import Method
 
@@ -51,4 +52,7 @@ def advice(data: DataModule) -> str:
         keys.append(f"data.num_workers={cores} (now {workers}, for {cores} cores per device)")
     if data.store is None and os.path.isabs(data.train_source.path(0)):
         keys.append("data.store=<folder> (once: the same data keys with task=prepare data.store=<folder>)")
+    on_gpu = data.trainer is not None and data.trainer.strategy.root_device.type == "cuda"
+    if on_gpu and data.augment_on == "workers" and isinstance(data.transform, TrainTransform):
+        keys.append("data.augment_on=device")
     return f"Try {' and '.join(keys)}." if keys else "It needs more cores, or a lighter augment."

@@ -17,7 +17,8 @@ RESUME = ("auto", "must", "never")
 STOPPED = "Stopped. The same command continues from the last checkpoint."
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
 IDENTITY = ("seed", "init", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
-MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
+MAY_CHANGE = {"method.log_every_n_steps"}
+MAY_CHANGE |= {f"data.{key}" for key in ("root", "num_workers", "augment_on", "cache_dir", "download")}
 STORE = "data.store"
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")
