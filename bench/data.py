@@ -28,6 +28,7 @@ from odc_lightning.data.prepare_store import begin, finish, make, shards
 from odc_lightning.data.store import About, StoredImages
 
 WIDTH, HEIGHT, QUALITY, SIDE = 500, 375, 90, 224
+STORED_SIDE, STORED_QUALITY = 256, 85  # as conf/task/prepare.yaml
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -105,7 +106,7 @@ def main() -> None:
         root = Path(folder)
         write_photographs(root / "images", options.images)
         source = ImageFolder(root / "images", cache_dir=root / "lists")
-        about = begin(root / "store" / source.split, About.of(source, 256, QUALITY))
+        about = begin(root / "store" / source.split, About.of(source, STORED_SIDE, STORED_QUALITY))
         made = make(shards(root / "store" / source.split, source, about, False, False), 0, lambda images: None)
         finish(root / "store" / source.split, made, source.path)
         stored = StoredImages(source, root / "store")

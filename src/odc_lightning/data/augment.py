@@ -30,18 +30,13 @@ def draw_crop(height: int, width: int, scale: Sequence[float], ratio: Sequence[f
     The area is uniform and the ratio log-uniform; after ten boxes that do not fit, the central box whose ratio is
     nearest to the image's. Returns (top, left, height, width), always inside the image.
     """
-    draws = rng.random((_CROP_TRIES, 4))
-    areas = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
-    ratios = np.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws[:, 1])
-    rows, columns = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))
-    fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
-    if not fits.any():
-        return _central_crop(height, width, ratio)
-    best = int(fits.argmax())
-    box_height, box_width = int(rows[best]), int(columns[best])
-    top = int(draws[best, 2] * (height - box_height + 1))
-    left = int(draws[best, 3] * (width - box_width + 1))
-    return top, left, box_height, box_width
+    for share, stretch, down, right in rng.random((_CROP_TRIES, 4)).tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** stretch
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 1 <= rows <= height and 1 <= columns <= width:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    return _central_crop(height, width, ratio)
 
 
 def _central_crop(height: int, width: int, ratio: Sequence[float]) -> Box:
@@ -109,8 +104,8 @@ class TrainTransform:
         flip, angle, grey = rng.random(3)
         image = ops.crop_resize(image, box, self.size, self.size)
         image = self._turn(image, flip < self.flip, self.degrees * (2 * angle - 1))
-        low, high = np.array([self.brightness, self.contrast, self.saturation, self.hue]).T
-        factors = low + (high - low) * rng.random(4)
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        factors = [low + (high - low) * u for (low, high), u in zip(ranges, rng.random(4).tolist(), strict=True)]
         return image, np.array([*factors, grey < self.grey, *rng.permutation(4)], dtype=np.float64)
 
     def _turn(self, image: Image, mirrored: bool, degrees: float) -> Image:
