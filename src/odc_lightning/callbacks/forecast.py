@@ -30,7 +30,8 @@ def forecast(trainer: pl.Trainer, method: Method) -> dict[str, str]:
     steps = int(trainer.num_training_batches) // accumulate
     return {
         "folder": trainer.default_root_dir,
-        "images": f"{data.num_samples:,} of {data.train_source.name}, {data.workers()} loading processes per device",
+        "images": f"{data.num_samples:,} of {data.train_source.name}, {data.workers()} loading processes per device"
+        f"{', colours on the device' if data.colours_on_device() else ''}",
         "devices": devices,
         "batch": f"{data.batch_size} = {trainer.world_size} x {per_device} x {accumulate} accumulated",
         "steps per epoch": f"{steps:,} ({trainer.max_epochs} epochs, {steps * (trainer.max_epochs or 0):,} steps)",

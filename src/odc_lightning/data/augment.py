@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.random import Generator, Philox
+from numpy.typing import NDArray
 
 from odc_lightning.checks import check_number, check_range, check_size
 from odc_lightning.data import image_ops as ops
@@ -14,6 +15,7 @@ from odc_lightning.data.image_ops import Box, Image
 
 _CROP_TRIES = 10
 _WORD = (1 << 64) - 1
+_NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue that change nothing
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> Generator:
@@ -28,18 +30,13 @@ def draw_crop(height: int, width: int, scale: Sequence[float], ratio: Sequence[f
     The area is uniform and the ratio log-uniform; after ten boxes that do not fit, the central box whose ratio is
     nearest to the image's. Returns (top, left, height, width), always inside the image.
     """
-    draws = rng.random((_CROP_TRIES, 4))
-    areas = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:, 0])
-    ratios = np.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws[:, 1])
-    rows, columns = np.rint(np.sqrt(areas / ratios)), np.rint(np.sqrt(areas * ratios))
-    fits = (rows >= 1) & (rows <= height) & (columns >= 1) & (columns <= width)
-    if not fits.any():
-        return _central_crop(height, width, ratio)
-    best = int(fits.argmax())
-    box_height, box_width = int(rows[best]), int(columns[best])
-    top = int(draws[best, 2] * (height - box_height + 1))
-    left = int(draws[best, 3] * (width - box_width + 1))
-    return top, left, box_height, box_width
+    for share, stretch, down, right in rng.random((_CROP_TRIES, 4)).tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** stretch
+        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 1 <= rows <= height and 1 <= columns <= width:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    return _central_crop(height, width, ratio)
 
 
 def _central_crop(height: int, width: int, ratio: Sequence[float]) -> Box:
@@ -95,35 +92,37 @@ class TrainTransform:
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         """Return a random view, uint8 (size, size, C), contiguous, of an image uint8 (H, W, C)."""
+        return np.ascontiguousarray(recolour(*self.uncoloured(image, rng)))
+
+    def uncoloured(self, image: Image, rng: Generator) -> tuple[Image, NDArray[np.float64]]:
+        """The same view before its colours change, and how they are to change, float64 (9,).
+
+        These are the factors of brightness, contrast and saturation, the shift of the hue, 1 or 0 for grey, and the
+        order of the four: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+        """
         box = draw_crop(image.shape[0], image.shape[1], self.scale, self.ratio, rng)
         flip, angle, grey = rng.random(3)
         image = ops.crop_resize(image, box, self.size, self.size)
         image = self._turn(image, flip < self.flip, self.degrees * (2 * angle - 1))
-        image = self._jitter(image, rng)
-        if grey < self.grey and image.shape[2] == 3:
-            image = ops.to_grey(image)
-        return np.ascontiguousarray(image)
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        factors = [low + (high - low) * u for (low, high), u in zip(ranges, rng.random(4).tolist(), strict=True)]
+        return image, np.array([*factors, grey < self.grey, *rng.permutation(4)], dtype=np.float64)
 
     def _turn(self, image: Image, mirrored: bool, degrees: float) -> Image:
         if self.degrees:
             return ops.rotate(image, degrees, mirrored)
         return ops.flip(image) if mirrored else image
 
-    def _jitter(self, image: Image, rng: Generator) -> Image:
-        factors, order = rng.random(4), rng.permutation(4)
-        parts: list[tuple[Callable[[Image, float], Image], tuple[float, float], float]] = [
-            (ops.adjust_brightness, self.brightness, 1.0),
-            (ops.adjust_contrast, self.contrast, 1.0),
-            (ops.adjust_saturation, self.saturation, 1.0),
-            (ops.adjust_hue, self.hue, 0.0),
-        ]
-        for number in order:
-            adjust, (low, high), neutral = parts[number]
-            is_colour = number >= 2
-            if low == high == neutral or (is_colour and image.shape[2] == 1):
-                continue
-            image = adjust(image, low + (high - low) * float(factors[number]))
-        return image
+
+def recolour(image: Image, colour: NDArray[np.float64]) -> Image:
+    """Change the colours of a view, uint8 (H, W, C), as :meth:`TrainTransform.uncoloured` has drawn it."""
+    adjusts = (ops.adjust_brightness, ops.adjust_contrast, ops.adjust_saturation, ops.adjust_hue)
+    factors, is_grey, order = colour[:4].tolist(), bool(colour[4]), colour[5:].astype(int).tolist()
+    for number in order:
+        if factors[number] == _NEUTRAL[number] or (number >= 2 and image.shape[2] == 1):
+            continue
+        image = adjusts[number](image, factors[number])
+    return ops.to_grey(image) if is_grey and image.shape[2] == 3 else image
 
 
 class CropTransform:

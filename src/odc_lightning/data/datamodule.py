@@ -11,9 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from odc_lightning.data.dataset import EvalDataset, IndexedDataset, Transform, collate
+from odc_lightning.checks import check_choice
+from odc_lightning.data.augment import TrainTransform
+from odc_lightning.data.colour import jitter_on_device
+from odc_lightning.data.dataset import Batch, EvalDataset, IndexedDataset, Transform, collate
 from odc_lightning.data.loader import GlobalBatches, TrainLoader, local_batch_size
 from odc_lightning.data.sources import ImageSource, MissingSplitError
+from odc_lightning.data.store import StoredImages
 from odc_lightning.data.subset import ClassDraw
 from odc_lightning.memory import Ranks
 
@@ -33,6 +37,9 @@ class DataModule(pl.LightningDataModule):
         mean, std: per channel on the scale 0..1, applied on the device.
         image_size: side of the training images in pixels.
         subset: takes a part of the training and validation images; None: all.
+        augment_on: where colours are jittered: by the ``workers``, on the ``device``, batched with parameters of each
+            image, or ``auto``: on the device if that is a GPU.
+        store: folder that ``task=prepare`` has made of the source's images, to read them from; None: their own files.
     """
 
     def __init__(
@@ -50,6 +57,8 @@ class DataModule(pl.LightningDataModule):
         std: Sequence[float] = (0.229, 0.224, 0.225),
         image_size: int = 224,
         subset: ClassDraw | None = None,
+        augment_on: str = "auto",
+        store: str | os.PathLike[str] | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -57,6 +66,13 @@ class DataModule(pl.LightningDataModule):
             raise ValueError(f"data.on_bad_image must be error or skip. Received: {on_bad_image!r}")
         if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
             raise ValueError(f"data.num_workers must be auto or a whole number from 0. Received: {num_workers!r}")
+        check_choice("data.augment_on", augment_on, ("auto", "workers", "device"))
+        if augment_on == "device" and not isinstance(transform, TrainTransform):
+            raise ValueError(
+                f"data.augment_on must be auto or workers for an augment without colour jitter "
+                f"({type(transform).__name__}). Received: 'device'"
+            )
+        self.augment_on = augment_on
         self.transform, self.eval_transform = transform, eval_transform
         self.batch_size, self.num_workers, self.on_bad_image = batch_size, num_workers, on_bad_image
         self.replacement, self.seed, self.mean, self.std = replacement, seed, tuple(mean), tuple(std)
@@ -65,6 +81,10 @@ class DataModule(pl.LightningDataModule):
         self.val_source: ImageSource | None = None
         with suppress(MissingSplitError):
             self.val_source = source(split="val")
+        self.store = store
+        if store is not None:
+            self.train_source = StoredImages(self.train_source, store)
+            self.val_source = self.val_source and StoredImages(self.val_source, store)
         if subset:
             self.train_source, self.val_source = subset(self.train_source, self.val_source)
 
@@ -106,13 +126,27 @@ class DataModule(pl.LightningDataModule):
             replacement=self.replacement,
             order=getattr(self.trainer and self.trainer.lightning_module, "sampling_order", None),
         )
-        dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image)
+        later = self.colours_on_device()
+        dataset = IndexedDataset(self.train_source, self.transform, self.seed, self.on_bad_image, colour_later=later)
         # Whole optimizer steps only: accumulated or not, an epoch has the same steps of the same images.
         length, done = self.num_samples // self.batch_size * self.accumulate, 0
         if self.trainer:
             limit, done = self.trainer.limit_train_batches, getattr(self.trainer.lightning_module, "iteration", 0)
             length = min(limit, length) if isinstance(limit, int) else length
         return TrainLoader(dataset, batches, limit=length, done=done, **self._loading(persistent=True))
+
+    def colours_on_device(self) -> bool:
+        """``augment_on`` after ``auto`` is resolved."""
+        if self.augment_on != "auto":
+            return self.augment_on == "device"
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return on_gpu and isinstance(self.transform, TrainTransform)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Do to the colours what the workers have left to the device."""
+        if not isinstance(batch, Batch) or batch.colour is None:
+            return batch
+        return batch._replace(image=jitter_on_device(batch.image, batch.colour), colour=None)
 
     def eval_dataloader(self, source: ImageSource, indices: Sequence[int], batch_size: int | None = None) -> DataLoader:
         """Centre crops of the given images, in this order."""
@@ -124,8 +158,12 @@ class DataModule(pl.LightningDataModule):
         """Loading processes per device, after ``auto`` is resolved."""
         if self.num_workers != "auto":
             return int(self.num_workers)
+        return min(8, max(1, self.cores_per_device() - 1))
+
+    def cores_per_device(self) -> int:
+        """Cores that this process may use, shared by the devices of this machine."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(8, max(1, cores // (self.trainer.num_devices if self.trainer else 1) - 1))
+        return cores // (self.trainer.num_devices if self.trainer else 1)
 
     def _loading(self, persistent: bool) -> dict[str, Any]:
         workers = self.workers()

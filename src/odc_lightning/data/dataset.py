@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from odc_lightning.checks import check_choice
-from odc_lightning.data.augment import sample_rng
+from odc_lightning.data.augment import TrainTransform, sample_rng
 from odc_lightning.data.image_ops import Image
 from odc_lightning.data.sources import BadImageError, ImageSource
 
@@ -28,19 +28,24 @@ class Transform(Protocol):
 
 
 class Sample(NamedTuple):
-    """One image: uint8 (C, size, size); its index; False in `ok` if it could not be read and is all zeros."""
+    """One image: uint8 (C, size, size); its index; False in `ok` if it could not be read and is all zeros.
+
+    `colour`, float32 (9,), is what is still to be done to its colours, if that is left to the device.
+    """
 
     image: Tensor
     index: int  # type: ignore[assignment]  # hides tuple.index
     ok: bool
+    colour: Tensor | None = None
 
 
 class Batch(NamedTuple):
-    """B samples: image uint8 (B, C, size, size), index int64 (B,), ok bool (B,)."""
+    """B samples: image uint8 (B, C, size, size), index int64 (B,), ok bool (B,), colour float32 (B, 9) or None."""
 
     image: Tensor
     index: Tensor  # type: ignore[assignment]
     ok: Tensor
+    colour: Tensor | None = None
 
 
 class IndexedDataset(Dataset[Sample]):
@@ -54,6 +59,7 @@ class IndexedDataset(Dataset[Sample]):
         transform: from an image and a generator to uint8 (size, size, C).
         seed: of all augmentation.
         on_bad_image: `error` raises BadImageError; `skip` gives zeros with ok=False, to be left out of loss and memory.
+        colour_later: leave the colours to :func:`odc_lightning.data.colour.jitter`; the transform is a TrainTransform.
 
     Raises:
         ValueError: another value of on_bad_image.
@@ -61,8 +67,16 @@ class IndexedDataset(Dataset[Sample]):
         BadImageError: an image cannot be read (from `[]`).
     """
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int, on_bad_image: str = "error") -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        seed: int,
+        on_bad_image: str = "error",
+        colour_later: bool = False,
+    ) -> None:
         check_choice("on_bad_image", on_bad_image, ("error", "skip"))
+        self.colour_later = colour_later
         self.source, self.transform, self.seed, self.on_bad_image = source, transform, seed, on_bad_image
         self._single_threaded = False
 
@@ -79,8 +93,13 @@ class IndexedDataset(Dataset[Sample]):
         except BadImageError:
             if self.on_bad_image == "error":
                 raise
-            return Sample(self._blank(), index, False)
-        return Sample(_to_tensor(self.transform(image, sample_rng(self.seed, epoch, index))), index, True)
+            return Sample(self._blank(), index, False, torch.zeros(9) if self.colour_later else None)
+        rng = sample_rng(self.seed, epoch, index)
+        if self.colour_later:
+            assert isinstance(self.transform, TrainTransform)
+            view, colour = self.transform.uncoloured(image, rng)
+            return Sample(_to_tensor(view), index, True, torch.from_numpy(colour).float())
+        return Sample(_to_tensor(self.transform(image, rng)), index, True)
 
     def _blank(self) -> Tensor:
         return torch.zeros(self.source.channels, self.transform.size, self.transform.size, dtype=torch.uint8)
@@ -100,7 +119,8 @@ class EvalDataset(IndexedDataset):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples; the `collate_fn` of a DataLoader."""
-    return Batch(*default_collate(list(samples)))
+    given = 3 if samples[0].colour is None else 4
+    return Batch(*default_collate([sample[:given] for sample in samples]))
 
 
 def _to_tensor(image: Image) -> Tensor:

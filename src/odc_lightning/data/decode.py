@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -21,9 +23,15 @@ class BadImageError(ValueError):
 
 def read_image(path: str) -> NDArray[np.uint8]:
     """Read an image file as uint8 (H, W, 3) RGB; BadImageError names a file that cannot be read."""
+    with naming(path), open(path, "rb") as file:
+        return decode_image(file.read())
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes a BadImageError that names the file."""
     try:
-        with open(path, "rb") as file:
-            return decode_image(file.read())
+        yield
     except MemoryError:
         raise
     except Exception as error:  # each decoder has its own kinds of error

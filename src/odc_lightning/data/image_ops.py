@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_LEVELS = np.arange(256, dtype=np.float32)
 # PIL cuts blended values off after the point; the SIMD routines round. Not 0.5, so that whole numbers stay themselves.
 _CUT_OFF = -0.499
 _BLUR_UP_TO = 4.0  # times; wider blurs cost more than PIL itself
@@ -86,13 +85,13 @@ def rotate(image: Image, degrees: float, mirrored: bool = False) -> Image:
 
 def adjust_brightness(image: Image, factor: float) -> Image:
     """Multiply by `factor`: 0 gives black, 1 the image."""
-    return _look_up(image, _LEVELS * np.float32(factor))
+    return _scale(image, factor, 0.0)
 
 
 def adjust_contrast(image: Image, factor: float) -> Image:
     """Scale the distance to the mean luma, rounded: 0 gives flat grey, 1 the image."""
-    mean = np.float32(int(cv2.mean(_luma(image))[0] + 0.5))
-    return _look_up(image, mean + np.float32(factor) * (_LEVELS - mean))
+    mean = int(cv2.mean(_luma(image))[0] + 0.5)
+    return _scale(image, factor, mean * (1 - factor))
 
 
 def adjust_saturation(image: Image, factor: float) -> Image:
@@ -104,7 +103,10 @@ def adjust_hue(image: Image, shift: float) -> Image:
     """Turn the hue of an RGB image by `shift` of a full circle (-0.5..0.5), in 8-bit HSV as PIL does."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
     # PIL counts 255 steps to the circle and cuts the shift off to whole steps; OpenCV counts 256.
-    hsv[..., 0] += np.uint8(round(int(shift * 255) * 256 / 255) % 256)
+    turn = np.zeros(hsv.shape[1] * 3, dtype=np.uint8)
+    turn[::3] = round(int(shift * 255) * 256 / 255) % 256
+    flat = hsv.reshape(len(hsv), -1)
+    flat += turn  # whole rows: three times as fast as every third byte
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), dtype=np.uint8)
 
 
@@ -123,9 +125,9 @@ def _luma(image: Image) -> Image:
     return image if image.shape[2] == 1 else np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
 
-def _look_up(image: Image, values: NDArray[np.float32]) -> Image:
-    table = np.clip(values, 0, 255).astype(np.uint8)
-    return _with_channels(cv2.LUT(image, table))
+def _scale(image: Image, factor: float, plus: float) -> Image:
+    """factor x image + plus, cut off to 0..255; a look-up in a table takes twice as long."""
+    return _with_channels(cv2.addWeighted(image, factor, image, 0.0, plus + _CUT_OFF))
 
 
 def _with_channels(image: NDArray[np.generic]) -> Image:

@@ -53,6 +53,7 @@ class ImageSource(ABC):
         channels: 3, or 1 for sources of grey images.
         targets: true labels, int64 (N,), -1 where unknown; None without labels. For measuring only.
         classes: the labels' names, or None.
+        label_matrix: int64 (N, K) of images with several labels each, else None: 1 present, 0 absent, -1 difficult.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ImageSource(ABC):
     channels: int = 3
     targets: NDArray[np.int64] | None = None
     classes: list[str] | None = None
+    label_matrix: NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from odc_lightning.checks import check_choice
 from odc_lightning.console import say
-from odc_lightning.data.multilabel_csv import MultiLabelSource
 from odc_lightning.data.sources import UNKNOWN
 from odc_lightning.evaluation.average_precision import DIFFICULT
 from odc_lightning.evaluation.bench import Bench
@@ -173,8 +172,8 @@ def _multi_labelled(bench: Bench, split: str, pools: Pools, view: str) -> tuple[
 def _label_matrix(bench: Bench, split: str) -> tuple[NDArray[np.int64], list[str]]:
     """Labels (N, K), 1, 0 or -1 for unknown, and the K names; single labels become one class against the rest."""
     source = bench.source(split)
-    if isinstance(source, MultiLabelSource):
-        return source.label_matrix, source.classes
+    if source.label_matrix is not None:
+        return source.label_matrix, source.classes or []
     targets_N, count = bench.targets(split), bench.num_classes()
     matrix_NK = np.where(targets_N[:, None] == UNKNOWN, DIFFICULT, targets_N[:, None] == np.arange(count))
     return matrix_NK.astype(np.int64), source.classes or list(map(str, range(count)))

@@ -74,7 +74,8 @@ class Method(pl.LightningModule):
         self.run_config: dict[str, Any] | None = None
         self._due = False
         self._finite: Tensor | None = None
-        self._clock = {"begin": 0.0, "end": 0.0}
+        self.epoch_times: dict[str, float] = {}  # of the running epoch: seconds of data and step, number of iterations
+        self._clock = {"begin": 0.0, "end": 0.0, "epoch": -1}
 
     # -- for subclasses ------------------------------------------------------------------------------------------------
 
@@ -271,10 +272,16 @@ class Method(pl.LightningModule):
         self.iteration += 1
         now = time.perf_counter()
         times = {"time/memory": now - began, "time/step": now - self._clock["begin"]}
-        if self._clock["end"]:
-            times["time/data"] = self._clock["begin"] - self._clock["end"]
-        self._clock["end"] = now
-        self.seconds += times["time/step"] + times.get("time/data", 0.0)
+        between = self._clock["begin"] - (self._clock["end"] or self._clock["begin"])
+        self.seconds += times["time/step"] + between
+        if self._clock["epoch"] != self.trainer.current_epoch:  # what lay between was measuring or clustering too
+            self.epoch_times = {"data": 0.0, "step": 0.0, "iterations": 0}
+        else:
+            times["time/data"] = between
+            self.epoch_times["data"] += between
+            self.epoch_times["step"] += times["time/step"]
+            self.epoch_times["iterations"] += 1
+        self._clock["end"], self._clock["epoch"] = now, self.trainer.current_epoch
         self.meters.add({**values, **times})
         if self.iteration % (self.log_every_n_steps * self.trainer.accumulate_grad_batches) == 0:
             self._write_line()

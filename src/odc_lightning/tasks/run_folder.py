@@ -18,7 +18,9 @@ RESUME = ("auto", "must", "never")
 STOPPED = "Stopped. The same command continues from the last checkpoint."
 # What decides whether two commands mean the same run; the rest (devices, loggers, workers, folders) may change.
 IDENTITY = ("seed", "init", "method", "backbone", "data", "augment", "clustering", "optim", "schedule")
-MAY_CHANGE = {"data.root", "data.num_workers", "data.cache_dir", "data.download", "method.log_every_n_steps"}
+MAY_CHANGE = {"method.log_every_n_steps"}
+MAY_CHANGE |= {f"data.{key}" for key in ("root", "num_workers", "augment_on", "cache_dir", "download")}
+STORE = "data.store"
 TRAINER_IDENTITY = ("precision", "accumulate_grad_batches", "gradient_clip_val", "limit_train_batches")
 LENGTH = ("max_epochs", "max_steps")
 PACKAGES = (
@@ -158,10 +160,16 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key to value, without what may change."""
-    # Paths also appear where they are interpolated into a group's parts.
-    return {
+    """Dotted key to value, without what may change.
+
+    Where a prepared store lies may change, not whether one is used; its images are in the data's fingerprint.
+    """
+    found = {
         key: value
         for key, value in leaves(config)
+        # Paths also appear where they are interpolated into a group's parts.
         if key not in MAY_CHANGE and not key.endswith((".root", ".cache_dir", ".download"))
     }
+    if found.pop(STORE, None) is not None:
+        found[STORE] = "used"
+    return found

@@ -12,7 +12,7 @@ import yaml
 from odc_lightning.weights.read import find_checkpoint
 
 # Keys of data that a command may change of a run's own images: how they are read, not what they are.
-OF_READING = ("root", "cache_dir", "download", "num_workers", "batch_size", "on_bad_image")
+OF_READING = ("root", "store", "cache_dir", "download", "num_workers", "augment_on", "batch_size", "on_bad_image")
 
 
 @dataclass(frozen=True)
