@@ -8,7 +8,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types check clean
+.PHONY: help install demo test test-slow lint types check bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ types: $(READY)  ## mypy
 	$(BIN)/mypy
 
 check: lint types test test-slow  ## everything CI runs
+
+bench: $(READY)  ## ratios against peers and limits into bench/results.md: half an hour of a quiet machine
+	$(BIN)/python bench/all.py > bench/results.writing && mv bench/results.writing bench/results.md
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
