@@ -2,7 +2,7 @@
 # Every system on one folder of small images: equal network, epochs and batch. Started again, it goes on where it stopped.
 #   bash experiments/systems/run.sh /path/to/images [epochs] [seeds] [jobs] [systems]
 set -euo pipefail
-images=$(realpath "$1") epochs=${2:-20} seeds=${3:-"0 1 2"} jobs=${4:-2}
+images=$(realpath "$1") epochs=${2:-15} seeds=${3:-"0 1 2"} jobs=${4:-2}
 systems=${5:-"random supervised rotation jigsaw colorization relative_location npid local_aggregation dc odc dc_reweight"}
 cd "$(dirname "$0")/../.."
 root=runs/systems

@@ -2,7 +2,7 @@
 # Table 4 in small: networks of experiments/systems, trained on by DeepCluster and by ODC. Started again, it goes on.
 #   bash experiments/table4/run.sh /path/to/images [epochs] [seeds] [jobs] [starts]
 set -euo pipefail
-images=$(realpath "$1") epochs=${2:-20} seeds=${3:-"0 1 2"} jobs=${4:-2} starts=${5:-"col jig rot dc"}
+images=$(realpath "$1") epochs=${2:-10} seeds=${3:-"0 1 2"} jobs=${4:-2} starts=${5:-"col jig rot dc"}
 declare -A system=([col]=colorization [jig]=jigsaw [rot]=rotation [dc]=dc)
 cd "$(dirname "$0")/../.."
 odc=(python -m odc_lightning run.root=runs/table4 logger.wandb.mode=disabled data.num_workers=0)
