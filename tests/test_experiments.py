@@ -35,7 +35,7 @@ SECTIONS = ("**Question.**", "**Full size**", "**In small**", "**How to read it.
 COMMANDS = sorted({command for page in PAGES for command in commands(page.read_text())})
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python -m ")])
 def test_commands_compose(command):
     args = shlex.split(command)
     assert args[:3] == ["python", "-m", "odc_lightning"]
@@ -47,10 +47,10 @@ def test_commands_compose(command):
     assert config["task"]["name"] in ("train", "evaluate", "train_evaluate", "embed", "report", "clusters")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("python ")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("python -m ")])
 def test_scripts_exist(command):
-    shell, script, *_ = shlex.split(command)
-    assert shell == "bash"
+    program, script, *_ = shlex.split(command)
+    assert {"bash": ".sh", "python": ".py"}[program] == Path(script).suffix
     assert (ROOT / script).exists()
 
 
