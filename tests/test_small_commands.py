@@ -112,7 +112,7 @@ def test_commands_in_small_fill_the_dossier(name, images, own_home):
     for command in found:
         outcome = run(*shortened(command, images))
         assert outcome.code == 0, f"{command}\n{outcome.text}"
-        if own := re.search(r" -m .*run\.name=(\w+)", command):  # such a sweep fills the dossier alone
+        if own := re.search(r"odc_lightning -m .*run\.name=(\w+)", command):  # such a sweep fills the dossier alone
             require_filled(name, *FILLED[name], runs=f"runs/{own[1]}")
     require_filled(name, *FILLED[name])
 
