@@ -162,8 +162,7 @@ class DataModule(pl.LightningDataModule):
 
     def cores_per_device(self) -> int:
         """Cores that this process may use, shared by the devices of this machine."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cores // (self.trainer.num_devices if self.trainer else 1)
+        return cores() // (self.trainer.num_devices if self.trainer else 1)
 
     def _loading(self, persistent: bool) -> dict[str, Any]:
         workers = self.workers()
@@ -173,3 +172,8 @@ class DataModule(pl.LightningDataModule):
             "persistent_workers": persistent and workers > 0,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from odc_lightning.nested import leaves
 from odc_lightning.report.curves import PICTURE, Points
 from odc_lightning.report.history import HISTORY, History
 from odc_lightning.report.jobs import RUNNING, WAITING, Job, is_run, read_jobs
@@ -66,7 +67,8 @@ def as_page(title: str, jobs: Sequence[Job], *, single: bool) -> str:
     """
     curves = [dict(job.columns) for job in jobs]
     sections = {name: list(panels) for name, panels in SECTIONS.items()}
-    if single and (causes := causes_of(jobs[0])):
+    history = _history(jobs[0]) if single else None
+    if history and (causes := causes_of(history)):
         curves[0] |= causes
         sections["Clusters"].append(CAUSES)
     known = [metric for panels in sections.values() for panel in panels for metric in panel.metrics]
@@ -82,7 +84,7 @@ def as_page(title: str, jobs: Sequence[Job], *, single: bool) -> str:
         "keys": list(dict.fromkeys(key for job in jobs for key in job.settings)),
         "figures": figures(jobs),
         "jobs": [_job(job, each, most, single) for job, each in zip(jobs, curves, strict=True)],
-        "sizes": histogram(jobs[0]) if single else None,
+        "sizes": histogram(history) if history else None,
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
@@ -135,14 +137,11 @@ def _job(job: Job, curves: Mapping[str, Points], most: int, single: bool) -> dic
 
 def facts(job: Job) -> list[list[str]]:
     """Settings that say what the run is, as [key, value]; of a class its name."""
-    found = []
+    found, settings = [], dict(leaves(job.config))
     for key in FACTS:
-        node: Any = job.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        if node is not None:
+        if (value := settings.get(key)) is not None:
             group, target, _ = key.partition("._target_")
-            found.append([group, str(node).rpartition(".")[2] if target else str(node)])
+            found.append([group, str(value).rpartition(".")[2] if target else str(value)])
     return found
 
 
@@ -155,10 +154,8 @@ def thinned(points: Points, most: int) -> list[list[float | None]]:
     return [steps[ends - 1].tolist(), [_finite(value) for value in means.tolist()]]
 
 
-def causes_of(job: Job) -> dict[str, Points]:
-    """Label changes by cause, from the history: metric name to (iterations, changes per image)."""
-    if (history := _history(job)) is None:
-        return {}
+def causes_of(history: History) -> dict[str, Points]:
+    """Label changes by cause: metric name to (iterations, changes per image)."""
     iterations = np.array([history.about(epoch)["iteration"] for epoch in history.epochs], float)
     found = {}
     for name, ratio in history.switches().items():
@@ -168,10 +165,8 @@ def causes_of(job: Job) -> dict[str, Points]:
     return found
 
 
-def histogram(job: Job) -> dict[str, list[float]] | None:
+def histogram(history: History) -> dict[str, list[float]]:
     """Edges and counts of the cluster sizes at the newest record of the history."""
-    if (history := _history(job)) is None:
-        return None
     sizes = history.sizes()[-1]
     counts, edges = np.histogram(sizes, bins=min(BARS, max(1, int(sizes.max() - sizes.min()))))
     return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -13,12 +13,11 @@ from typing import Any
 import yaml
 
 from odc_lightning.report.curves import METRICS, Points, read_columns
-from odc_lightning.report.runs import CONFIG, EVALUATE, RESULTS, TRAIN
+from odc_lightning.report.runs import CONFIG, EVALUATE, RESULTS, TRAIN, YAML_LOADER
 
 LISTED, FAILED_JOBS = "jobs.txt", "failed_jobs.txt"  # in a sweep's folder, a line for each job
 FINISHED, RUNNING, STOPPED, WAITING, BROKEN = "finished", "running", "stopped", "waiting", "failed"
 QUIET = 600  # seconds without a logged value after which a run counts as stopped
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def read_jobs(folder: str | Path, now: float | None = None) -> list[Job]:
 def _read(folder: Path, failure: str, now: float) -> Job:
     if not is_run(folder):
         return Job(folder.name, folder, BROKEN if failure else WAITING, failure)
-    config = yaml.load((folder / CONFIG).read_text(), _Loader) or {}
+    config = yaml.load((folder / CONFIG).read_text(), YAML_LOADER) or {}
     columns = read_columns(folder / METRICS) if (folder / METRICS).exists() else {}
     results = _results(folder / RESULTS)
     logged = {name: values[-1] for name, (_, values) in columns.items()}

@@ -19,7 +19,7 @@ TRAIN, EVALUATE = "train", "evaluate"
 # What lies in a run folder and is none: W&B writes config.yaml files of its own.
 NOT_RUNS = {"wandb", "checkpoints", "clusters", "export", "features"}
 OURS = {"task", "run", "data", "backbone", "seed"}
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Hash = Callable[[dict[str, Any]], str]
 
 
@@ -126,7 +126,7 @@ def _folders(root: Path) -> Iterator[Path]:
 def _read(folder: Path, hashes: Mapping[str, Hash]) -> Run:
     if not (folder / CONFIG).is_file():
         raise _NotARun(f"foreign: {RESULTS} without {CONFIG}")
-    config = _parsed(folder / CONFIG, lambda text: yaml.load(text, _Loader))
+    config = _parsed(folder / CONFIG, lambda text: yaml.load(text, YAML_LOADER))
     if not config.keys() >= OURS or not all(isinstance(config[key], dict) for key in ("task", "data", "backbone")):
         raise _NotARun(f"foreign: {CONFIG} is not one of a run of this program")
     if not (folder / RESULTS).is_file():

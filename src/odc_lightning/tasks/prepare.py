@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from odc_lightning.checks import check_number
 from odc_lightning.console import clock, is_rank_zero, quiet, say, size, steps_bar, warn
-from odc_lightning.data.datamodule import DataModule
+from odc_lightning.data.datamodule import DataModule, cores
 from odc_lightning.data.prepare_store import (
     Made,
     Shard,
@@ -123,7 +123,7 @@ def require_files(source: ImageSource) -> None:
 def processes(num_workers: int | str) -> int:
     """``auto`` resolved; ValueError for what is no number of processes."""
     if num_workers == "auto":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     if type(num_workers) is not int or num_workers < 0:
         raise ValueError(f"prepare.num_workers must be auto or a whole number from 0. Received: {num_workers!r}")
     return num_workers
