@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from odc_lightning.clustering import nearest
 from odc_lightning.clustering.nearest import _finalists, half_squares, is_nearer, nearest_centroid
 
 
@@ -35,9 +36,36 @@ def test_equals_a_slow_loop(metric, clusters):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 400), st.integers(0, 2**31), st.integers(1, 4))
 def test_finalists_are_the_two_highest_with_the_lowest_columns_first(columns, seed, levels):
-    scores = torch.randint(levels, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
-    expected = [sorted(range(columns), key=lambda c, row=row: (-row[c], c))[:2] for row in scores.tolist()]
-    assert [sorted(pair) for pair in _finalists(scores).tolist()] == [sorted(pair) for pair in expected]
+    groups = max(-(-columns // 64), 2)
+    scores = torch.full((6, groups, 64), -torch.inf)
+    some = torch.randint(levels, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
+    scores.flatten(1)[:, :columns] = some
+    expected = [sorted(range(columns), key=lambda c, row=row: (-row[c], c))[:2] for row in some.tolist()]
+    found = _finalists(scores, scores.amax(-1))
+    assert [sorted(pair) for pair in found.tolist()] == [sorted(pair) for pair in expected]
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 50.0])
+def test_what_float32_cannot_tell_float64_decides(metric, length):
+    """Pairs of centroids that differ by about the rounding of a score: every label is the exact one all the same."""
+    rows, half = torch.randn(400, 96), length * torch.randn(90, 96)
+    centroids = torch.cat([half, half * (1 + 1e-7 * torch.randn(90, 96))])[torch.randperm(180)]
+    distance = torch.cdist(rows.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    exact = distance.argmin(1) if metric == "l2" else (rows.double() @ centroids.double().T).argmax(1)
+    assert torch.equal(nearest_centroid(rows, centroids, metric=metric), exact)
+
+
+def test_a_clear_lead_needs_no_second_look(monkeypatch):
+    """The usual case on a CPU: the product alone decides, and it decides as the float64 rule does."""
+    rows, centroids = torch.randn(300, 64), torch.randn(500, 64)
+    exact = nearest_centroid(rows, centroids)
+    looked_at = []
+    decide = nearest._decide
+    monkeypatch.setattr(nearest, "_decide", lambda rows, *rest: looked_at.append(len(rows)) or decide(rows, *rest))
+    assert torch.equal(nearest_centroid(rows, centroids), exact)
+    assert sum(looked_at) < 10
+    assert torch.equal(torch.cdist(rows.double(), centroids.double()).argmin(1), exact)
 
 
 def test_a_zero_row_goes_to_the_first_class_by_inner_product():

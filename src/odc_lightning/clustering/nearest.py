@@ -15,7 +15,7 @@ from odc_lightning.checks import check_choice
 
 METRICS = ("l2", "inner_product")
 _GROUP = 64  # columns of scores whose maximum is taken together
-_BLOCK = 8192  # rows scored at once: bounds the (B, C) scores of a whole data set
+_ROUNDING = 2.0**-24  # relative, of one float32 operation
 
 
 @contextmanager
@@ -41,8 +41,9 @@ def nearest_centroid(
 ) -> Tensor:
     """Label of the nearest centroid of each row (Eq. 3): (B,) int64; among equals the lowest label.
 
-    A float32 matrix product finds two finalists a row, float64 arithmetic on these two decides. So a near tie does
-    not depend on how a library blocks its products, that is on the batch size, the threads or the number of ranks.
+    A float32 matrix product finds two finalists a row. Where they lie closer than its rounding can tell, float64
+    arithmetic on these two decides. So no label depends on how a library blocks its products, that is on the batch
+    size, the threads or the number of ranks.
 
     Args:
         rows_BD: features, (B, D), any floating type.
@@ -61,9 +62,19 @@ def nearest_centroid(
     bias_C = -half_squares_C if metric == "l2" else torch.zeros_like(half_squares_C)
     if allowed_C is not None:
         bias_C = bias_C.masked_fill(~allowed_C, -torch.inf)
+    longest = half_squares_C.max().mul(2).sqrt()
     with full_float32(rows_BD.device):
-        blocks = [_nearest_in_block(block, centroids_CD, bias_C, metric) for block in rows_BD.split(_BLOCK)]
+        blocks = [
+            _nearest_in_block(block, centroids_CD, bias_C, longest, metric)
+            for block in rows_BD.split(block_size(len(centroids_CD), rows_BD.device))
+            if len(block)
+        ]
     return torch.cat(blocks) if blocks else rows_BD.new_zeros(0, dtype=torch.int64)
+
+
+def block_size(num_clusters: int, device: torch.device) -> int:
+    """Rows to score at once: on a CPU as many as leave the scores near a core's cache, on a GPU what its memory bounds."""
+    return 8192 if device.type == "cuda" else min(max(2**21 // num_clusters, 512), 2048)
 
 
 def half_squares(centroids_CD: Tensor) -> Tensor:
@@ -79,36 +90,73 @@ def is_nearer(rows_BD: Tensor, one_BD: Tensor, other_BD: Tensor, metric: str) ->
     return twice_BD.mul_(other_BD - one_BD).sum(1) > 0
 
 
-def _nearest_in_block(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str) -> Tensor:
-    scores_BC = torch.addmm(bias_C, rows_BD.float(), centroids_CD.T)
-    if len(centroids_CD) == 1:
-        return scores_BC.argmax(1)
-    low_B, high_B = _finalists(scores_BC).sort(1).values.unbind(1)
+def _nearest_in_block(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor, longest: Tensor, metric: str) -> Tensor:
+    scores_BGK, maxima_BG = _scores(rows_BD.float(), centroids_CD, bias_C)
+    if rows_BD.is_cuda:  # to pick out the close ones would have the host wait
+        return _decide(rows_BD, scores_BGK, maxima_BG, centroids_CD, bias_C, metric)
+    labels_B, lead_B = _highest_and_lead(scores_BGK, maxima_BG)
+    # A product of D terms is off by at most D roundings of |x||c|, and |c|^2 / 2 likewise; two scores, twice that.
+    length_B = torch.linalg.vector_norm(rows_BD, dim=1, dtype=torch.float32)
+    doubt_B = (length_B + longest) * longest * (2 * (rows_BD.shape[1] + 8) * _ROUNDING)
+    close = (~(lead_B > doubt_B)).nonzero().flatten()
+    if len(close):
+        labels_B[close] = _decide(rows_BD[close], scores_BGK[close], maxima_BG[close], centroids_CD, bias_C, metric)
+    return labels_B
+
+
+def _scores(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+    """x.c + bias in two or more groups of K columns, -inf where there is no centroid; and the maximum of each group."""
+    count = len(centroids_CD)
+    groups = max(-(-count // _GROUP), 2)
+    scores_BP = rows_BD.new_empty(len(rows_BD), groups * _GROUP)
+    scores_BP[:, count:] = -torch.inf
+    torch.addmm(bias_C, rows_BD, centroids_CD.T, out=scores_BP[:, :count])
+    scores_BGK = scores_BP.unflatten(1, (groups, _GROUP))
+    return scores_BGK, scores_BGK.amax(-1)
+
+
+def _highest_and_lead(scores_BGK: Tensor, maxima_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """Column of a highest score of each row, and how far it lies above the next: (B,) and (B,)."""
+    group_B1, second_of_all_B = _first_and_second(maxima_BG)
+    within_BK = scores_BGK.take_along_dim(group_B1[:, :, None], 1).squeeze(1)
+    place_B1, second_within_B = _first_and_second(within_BK)
+    highest_B = within_BK.gather(1, place_B1).squeeze(1)
+    return (group_B1 * _GROUP + place_B1).squeeze(1), highest_B - torch.maximum(second_of_all_B, second_within_B)
+
+
+def _first_and_second(values_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Position of a highest value of each row, (B, 1), and the second highest value, (B,); topk is far slower."""
+    first_B1 = values_BK.argmax(1, keepdim=True)
+    return first_B1, values_BK.scatter(1, first_B1, -torch.inf).amax(1)
+
+
+def _decide(
+    rows_BD: Tensor, scores_BGK: Tensor, maxima_BG: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str
+) -> Tensor:
+    """The nearer in float64 of the two with the highest scores; the lower if they are equally near."""
+    low_B, high_B = _finalists(scores_BGK, maxima_BG).sort(1).values.unbind(1)
+    high_B = torch.where(high_B < len(centroids_CD), high_B, low_B)  # a single centroid
     takes_high_B = is_nearer(rows_BD.double(), centroids_CD[low_B].double(), centroids_CD[high_B].double(), metric)
     takes_high_B |= bias_C[low_B] == -torch.inf
     takes_high_B &= bias_C[high_B] != -torch.inf
     return torch.where(takes_high_B, high_B, low_B)
 
 
-def _finalists(scores_BC: Tensor) -> Tensor:
+def _finalists(scores_BGK: Tensor, maxima_BG: Tensor) -> Tensor:
     """Columns of the two highest scores of each row, (B, 2); among equals the lowest.
 
-    One pass for the maxima of groups of columns, then only the best two groups are searched: seven times faster on a
-    CPU than two searches of all columns. The columns behind the last whole group are always searched.
+    Only the two groups of the highest maxima are searched.
     """
-    groups, end = scores_BC.shape[1] // _GROUP, scores_BC.shape[1] // _GROUP * _GROUP
-    if groups < 3:
-        return _two_highest(scores_BC)
-    maxima_BG = scores_BC[:, :end].unflatten(1, (groups, _GROUP)).amax(-1)
-    columns_G = torch.arange(_GROUP, device=scores_BC.device)
-    columns_BK = (_two_highest(maxima_BG).sort(1).values[:, :, None] * _GROUP + columns_G).flatten(1)
-    rest_K = torch.arange(end, scores_BC.shape[1], device=scores_BC.device)
-    columns_BK = torch.cat([columns_BK, rest_K.expand(len(scores_BC), -1)], 1)
-    return columns_BK.gather(1, _two_highest(scores_BC.gather(1, columns_BK)))
+    groups_B2 = _two_highest(maxima_BG).sort(1).values
+    scores_BK = scores_BGK.take_along_dim(groups_B2[:, :, None], 1).flatten(1)
+    places_B2 = _two_highest(scores_BK)
+    behind_B2 = places_B2 >= _GROUP  # in the second of the two groups
+    return groups_B2.gather(1, behind_B2.long()) * _GROUP + places_B2 - behind_B2 * _GROUP
 
 
 def _two_highest(values_BK: Tensor) -> Tensor:
     """Positions of the highest and the second highest value of each row; topk does not keep the order of equals."""
     first_B1 = values_BK.argmax(1, keepdim=True)
     second_B1 = values_BK.scatter(1, first_B1, -torch.inf).argmax(1, keepdim=True)
-    return torch.cat([first_B1, second_B1], 1)
+    another_B1 = (first_B1 + 1).remainder(values_BK.shape[1])  # where all others are -inf
+    return torch.cat([first_B1, torch.where(second_B1 == first_B1, another_B1, second_B1)], 1)
