@@ -41,7 +41,7 @@ def test_finalists_are_the_two_highest_with_the_lowest_columns_first(columns, se
     some = torch.randint(levels, (6, columns), generator=torch.Generator().manual_seed(seed)).float()
     scores.flatten(1)[:, :columns] = some
     expected = [sorted(range(columns), key=lambda c, row=row: (-row[c], c))[:2] for row in some.tolist()]
-    found = _finalists(scores, scores.amax(-1))
+    found = _finalists(scores, scores.amax(-1), torch.arange(len(scores)))
     assert [sorted(pair) for pair in found.tolist()] == [sorted(pair) for pair in expected]
 
 

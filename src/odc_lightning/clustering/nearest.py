@@ -73,7 +73,7 @@ def nearest_centroid(
 
 
 def block_size(num_clusters: int, device: torch.device) -> int:
-    """Rows to score at once: on a CPU as many as leave the scores near a core's cache, on a GPU what its memory bounds."""
+    """Rows to score at once: on a CPU few, so that the scores stay near its cache, on a GPU what its memory bounds."""
     return 8192 if device.type == "cuda" else min(max(2**21 // num_clusters, 512), 2048)
 
 
@@ -84,7 +84,7 @@ def half_squares(centroids_CD: Tensor) -> Tensor:
 
 def is_nearer(rows_BD: Tensor, one_BD: Tensor, other_BD: Tensor, metric: str) -> Tensor:
     """Is each row nearer to its ``other`` than to its ``one``? (B,) bool; not if they are equally near."""
-    twice_BD = 2 * rows_BD
+    twice_BD = rows_BD + rows_BD
     if metric == "l2":  # |x - a|^2 - |x - b|^2 = (b - a).(2x - a - b)
         twice_BD.sub_(one_BD).sub_(other_BD)
     return twice_BD.mul_(other_BD - one_BD).sum(1) > 0
@@ -92,15 +92,17 @@ def is_nearer(rows_BD: Tensor, one_BD: Tensor, other_BD: Tensor, metric: str) ->
 
 def _nearest_in_block(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor, longest: Tensor, metric: str) -> Tensor:
     scores_BGK, maxima_BG = _scores(rows_BD.float(), centroids_CD, bias_C)
+    every_B = torch.arange(len(rows_BD), device=rows_BD.device)
     if rows_BD.is_cuda:  # to pick out the close ones would have the host wait
-        return _decide(rows_BD, scores_BGK, maxima_BG, centroids_CD, bias_C, metric)
-    labels_B, lead_B = _highest_and_lead(scores_BGK, maxima_BG)
+        return _decide(rows_BD, _finalists(scores_BGK, maxima_BG, every_B), centroids_CD, bias_C, metric)
+    labels_B, lead_B = _highest_and_lead(scores_BGK, maxima_BG, every_B)
     # A product of D terms is off by at most D roundings of |x||c|, and |c|^2 / 2 likewise; two scores, twice that.
     length_B = torch.linalg.vector_norm(rows_BD, dim=1, dtype=torch.float32)
     doubt_B = (length_B + longest) * longest * (2 * (rows_BD.shape[1] + 8) * _ROUNDING)
-    close = (~(lead_B > doubt_B)).nonzero().flatten()
-    if len(close):
-        labels_B[close] = _decide(rows_BD[close], scores_BGK[close], maxima_BG[close], centroids_CD, bias_C, metric)
+    close_M = (~(lead_B > doubt_B)).nonzero().flatten()
+    if len(close_M):
+        finalists_M2 = _finalists(scores_BGK, maxima_BG, close_M)
+        labels_B[close_M] = _decide(rows_BD[close_M], finalists_M2, centroids_CD, bias_C, metric)
     return labels_B
 
 
@@ -115,10 +117,10 @@ def _scores(rows_BD: Tensor, centroids_CD: Tensor, bias_C: Tensor) -> tuple[Tens
     return scores_BGK, scores_BGK.amax(-1)
 
 
-def _highest_and_lead(scores_BGK: Tensor, maxima_BG: Tensor) -> tuple[Tensor, Tensor]:
+def _highest_and_lead(scores_BGK: Tensor, maxima_BG: Tensor, every_B: Tensor) -> tuple[Tensor, Tensor]:
     """Column of a highest score of each row, and how far it lies above the next: (B,) and (B,)."""
     group_B1, second_of_all_B = _first_and_second(maxima_BG)
-    within_BK = scores_BGK.take_along_dim(group_B1[:, :, None], 1).squeeze(1)
+    within_BK = _scores_in(scores_BGK, every_B, group_B1)
     place_B1, second_within_B = _first_and_second(within_BK)
     highest_B = within_BK.gather(1, place_B1).squeeze(1)
     return (group_B1 * _GROUP + place_B1).squeeze(1), highest_B - torch.maximum(second_of_all_B, second_within_B)
@@ -130,33 +132,37 @@ def _first_and_second(values_BK: Tensor) -> tuple[Tensor, Tensor]:
     return first_B1, values_BK.scatter(1, first_B1, -torch.inf).amax(1)
 
 
-def _decide(
-    rows_BD: Tensor, scores_BGK: Tensor, maxima_BG: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str
-) -> Tensor:
-    """The nearer in float64 of the two with the highest scores; the lower if they are equally near."""
-    low_B, high_B = _finalists(scores_BGK, maxima_BG).sort(1).values.unbind(1)
-    high_B = torch.where(high_B < len(centroids_CD), high_B, low_B)  # a single centroid
-    takes_high_B = is_nearer(rows_BD.double(), centroids_CD[low_B].double(), centroids_CD[high_B].double(), metric)
-    takes_high_B |= bias_C[low_B] == -torch.inf
-    takes_high_B &= bias_C[high_B] != -torch.inf
-    return torch.where(takes_high_B, high_B, low_B)
+def _scores_in(scores_BGK: Tensor, rows_M: Tensor, groups_MS: Tensor) -> Tensor:
+    """Scores of the rows ``rows_M`` in S groups each, (M, S K)."""
+    num_groups = scores_BGK.shape[1]
+    place_MS = rows_M[:, None] * num_groups + groups_MS
+    return scores_BGK.flatten(0, 1).index_select(0, place_MS.flatten()).view(len(rows_M), -1)
 
 
-def _finalists(scores_BGK: Tensor, maxima_BG: Tensor) -> Tensor:
-    """Columns of the two highest scores of each row, (B, 2); among equals the lowest.
+def _decide(rows_MD: Tensor, finalists_M2: Tensor, centroids_CD: Tensor, bias_C: Tensor, metric: str) -> Tensor:
+    """The nearer of two finalists in float64; the lower number if they are equally near."""
+    low_M, high_M = finalists_M2.sort(1).values.unbind(1)
+    high_M = torch.where(high_M < len(centroids_CD), high_M, low_M)  # a single centroid
+    takes_high_M = is_nearer(rows_MD.double(), centroids_CD[low_M].double(), centroids_CD[high_M].double(), metric)
+    takes_high_M |= bias_C[low_M] == -torch.inf
+    takes_high_M &= bias_C[high_M] != -torch.inf
+    return torch.where(takes_high_M, high_M, low_M)
+
+
+def _finalists(scores_BGK: Tensor, maxima_BG: Tensor, rows_M: Tensor) -> Tensor:
+    """Columns of the two highest scores of each of the rows ``rows_M``, (M, 2); among equals the lowest.
 
     Only the two groups of the highest maxima are searched.
     """
-    groups_B2 = _two_highest(maxima_BG).sort(1).values
-    scores_BK = scores_BGK.take_along_dim(groups_B2[:, :, None], 1).flatten(1)
-    places_B2 = _two_highest(scores_BK)
-    behind_B2 = places_B2 >= _GROUP  # in the second of the two groups
-    return groups_B2.gather(1, behind_B2.long()) * _GROUP + places_B2 - behind_B2 * _GROUP
+    groups_M2 = _two_highest(maxima_BG[rows_M]).sort(1).values
+    places_M2 = _two_highest(_scores_in(scores_BGK, rows_M, groups_M2))
+    behind_M2 = places_M2 >= _GROUP  # in the second of the two groups
+    return groups_M2.gather(1, behind_M2.long()) * _GROUP + places_M2 - behind_M2 * _GROUP
 
 
-def _two_highest(values_BK: Tensor) -> Tensor:
+def _two_highest(values_MK: Tensor) -> Tensor:
     """Positions of the highest and the second highest value of each row; topk does not keep the order of equals."""
-    first_B1 = values_BK.argmax(1, keepdim=True)
-    second_B1 = values_BK.scatter(1, first_B1, -torch.inf).argmax(1, keepdim=True)
-    another_B1 = (first_B1 + 1).remainder(values_BK.shape[1])  # where all others are -inf
-    return torch.cat([first_B1, torch.where(second_B1 == first_B1, another_B1, second_B1)], 1)
+    first_M1 = values_MK.argmax(1, keepdim=True)
+    second_M1 = values_MK.scatter(1, first_M1, -torch.inf).argmax(1, keepdim=True)
+    another_M1 = (first_M1 + 1).remainder(values_MK.shape[1])  # where all others are -inf
+    return torch.cat([first_M1, torch.where(second_M1 == first_M1, another_M1, second_M1)], 1)

@@ -51,8 +51,8 @@ class Journal:
 
     def count(self, old_BD: Tensor, old_labels_B: Tensor, new_labels_B: Tensor, centroids_CD: Tensor) -> None:
         """Count a batch's changes by cause, from the rows before the update and the centroids that gave the labels."""
-        old_BD, from_BD, to_BD = old_BD.float(), centroids_CD[old_labels_B], centroids_CD[new_labels_B]
-        by_centroids_B = is_nearer(old_BD, from_BD, to_BD, self.metric)
+        from_BD, to_BD = (centroids_CD.index_select(0, labels_B) for labels_B in (old_labels_B, new_labels_B))
+        by_centroids_B = is_nearer(old_BD.float(), from_BD, to_BD, self.metric)
         changed_B = old_labels_B != new_labels_B
         counts = torch.stack([changed_B & ~by_centroids_B, changed_B & by_centroids_B, torch.ones_like(changed_B)])
         self.counts_3 += counts.sum(1)

@@ -17,17 +17,18 @@ ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _CHUNK = 65536
 
 
-def l2_normalize(features_BD: Tensor) -> Tensor:
-    """f / (|f| + 1e-10) in float64: a zero feature stays zero."""
-    features_BD = features_BD.double()
-    return features_BD / (torch.linalg.vector_norm(features_BD, dim=1, keepdim=True) + EPSILON)
+def l2_normalize(features_BD: Tensor, length: float = 1.0) -> Tensor:
+    """length f / (|f| + 1e-10) in float64, a new tensor: a zero feature stays zero."""
+    scaled_BD = features_BD.to(torch.float64, copy=True)
+    norm_B1 = scaled_BD.square().sum(1, keepdim=True).sqrt_()  # twice as fast as vector_norm
+    return scaled_BD.mul_(length / (norm_B1 + EPSILON))
 
 
 def snap(rows_BD: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 rows within [-1, 1] to multiples of 2^-24; float16 is that grid by its own format."""
     if dtype == torch.float16:
         return rows_BD.half()
-    return rows_BD.div(GRID).round_().mul_(GRID).to(dtype)
+    return rows_BD.mul(1 / GRID).round_().to(dtype).mul_(GRID)
 
 
 class SamplesMemory:
@@ -56,7 +57,7 @@ class SamplesMemory:
 
     def labels(self, index_B: Tensor) -> Tensor:
         """Current pseudo-labels of the samples, (B,) int64."""
-        return self.labels_N[index_B].long()
+        return self.labels_N.index_select(0, index_B).long()
 
     def relabel(self, index_B: Tensor, labels_B: Tensor) -> None:
         """Write pseudo-labels; the indices must not repeat."""
@@ -64,15 +65,15 @@ class SamplesMemory:
 
     def owned_rows(self, index_B: Tensor) -> Tensor:
         """Rows of samples that this rank owns, (B, D)."""
-        return self.rows[self.ranks.positions(index_B)]
+        return self.rows.index_select(0, self.ranks.positions(index_B))
 
     def move(self, index_B: Tensor, features_BD: Tensor, momentum: float, renormalize: bool) -> tuple[Tensor, Tensor]:
         """Eq. 2 for samples that this rank owns: F_m <- m f/|f| + (1 - m) F_m. Returns the old and the new rows."""
         position_B = self.ranks.positions(index_B)
-        old_BD = self.rows[position_B]
-        moved_BD = l2_normalize(features_BD).mul_(momentum).add_(old_BD.double(), alpha=1.0 - momentum)
+        old_BD = self.rows.index_select(0, position_B)
+        moved_BD = l2_normalize(features_BD, momentum).add_(old_BD, alpha=1.0 - momentum)
         new_BD = snap(l2_normalize(moved_BD) if renormalize else moved_BD, self.rows.dtype)
-        self.rows[position_B] = new_BD
+        self.rows.index_copy_(0, position_B, new_BD)
         return old_BD, new_BD
 
     def members(self, cluster: int) -> Tensor:
