@@ -35,10 +35,12 @@ class Ranks:
 
     def positions(self, index_B: Tensor) -> Tensor:
         """Where this rank keeps the rows of samples that it owns."""
-        return index_B // self.world_size
+        return index_B if self.world_size == 1 else index_B // self.world_size
 
     def take(self, owned_rows: Tensor, index_M: Tensor) -> Tensor:
         """Rows of any samples on every rank, (M, D) float32. Collective."""
+        if self.world_size == 1:
+            return owned_rows.index_select(0, index_M).float()
         own = self.owned(index_M)
         rows_MD = owned_rows.new_zeros(len(index_M), owned_rows.shape[1], dtype=torch.float32)
         rows_MD[own] = owned_rows[self.positions(index_M[own])].float()

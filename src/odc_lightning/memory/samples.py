@@ -82,7 +82,7 @@ class SamplesMemory:
 
     def members_of(self, clusters_C: Tensor) -> Tensor:
         """Indices of the samples whose cluster is True in the bool table ``clusters_C``, ascending."""
-        return clusters_C[self.labels_N.long()].nonzero().flatten()
+        return clusters_C.index_select(0, self.labels_N).nonzero().flatten()
 
     def gathered_rows(self, index_M: Tensor) -> Tensor:
         """Rows of any samples on every rank, (M, D) float32."""

@@ -49,8 +49,7 @@ class SmallClusters:
             sizes = centroids.sizes_C[small_C].tolist()
             self.events = [(DISSOLVED, cluster, -1, size) for cluster, size in zip(small, sizes, strict=True)]
             self._dissolve(small_C, samples, centroids)
-            for cluster in small:
-                self._refill(cluster, samples, centroids)
+            self._refill(small, samples, centroids)
         return small
 
     def _dissolve(self, small_C: Tensor, samples: SamplesMemory, centroids: CentroidsMemory) -> None:
@@ -62,43 +61,49 @@ class SmallClusters:
         labels_M[own] = centroids.nearest(rows, self.metric, allowed_C=~small_C)
         self._move(index_M, samples.ranks.sum(labels_M), samples, centroids)
 
-    def _refill(self, cluster: int, samples: SamplesMemory, centroids: CentroidsMemory) -> None:
-        """Give an emptied cluster one side of the largest, or its share of several where the largest is too small."""
-        sizes = centroids.sizes_C.cpu().numpy()
-        largest = int(sizes.argmax())
-        if sizes[largest] >= 2 * self.smallest_half:
-            index_M = self._half(samples.members(largest), samples)
-            donors = {largest: len(index_M)}
-        else:
-            index_M, donors = self._borders(sizes, samples)
-        self.events += [(SPLIT, cluster, donor, members) for donor, members in donors.items()]
-        self._move(index_M, torch.full_like(index_M, cluster), samples, centroids)
-        centroids.refresh_few([*donors, cluster])
+    def _refill(self, empty: list[int], samples: SamplesMemory, centroids: CentroidsMemory) -> None:
+        """Give each emptied cluster one side of the largest, or its share of several where the largest is too small.
+
+        First all is decided, which reads rows only, then all that moved is moved at once.
+        """
+        members, donors = _Members(samples, centroids.sizes_C, len(empty)), set()
+        for cluster in empty:
+            largest = int(members.sizes_C.argmax())
+            if members.sizes_C[largest] >= 2 * self.smallest_half:
+                taken = {largest: self._half(members.of(largest), samples)}
+            else:
+                taken = self._borders(members, samples)
+            for donor, taken_M in taken.items():
+                self.events.append((SPLIT, cluster, donor, members.give(donor, cluster, taken_M)))
+            donors.update(taken)
+        index_M = torch.cat([members.of(cluster) for cluster in empty])  # whoever moved is in one of these now
+        labels_M = torch.tensor(empty).repeat_interleave(torch.from_numpy(members.sizes_C[empty])).to(index_M)
+        self._move(index_M, labels_M, samples, centroids)
+        centroids.refresh_few(sorted(donors.union(empty)))
 
     def _half(self, index_M: Tensor, samples: SamplesMemory) -> Tensor:
-        """The side of a 2-means split that becomes the new cluster; rank 0 decides."""
+        """Which members are on the side of a 2-means split that becomes the new cluster; rank 0 decides."""
         second_M = two_way_split(samples.gathered_rows(index_M), self.smallest_half).to(torch.uint8)
         second_M = samples.ranks.broadcast(second_M).bool()
         takes_first = self.side == "random" and bool(torch.randint(2, (1,), generator=self.generator))
-        return index_M[~second_M if takes_first else second_M]
+        return ~second_M if takes_first else second_M
 
-    def _borders(self, sizes: np.ndarray, samples: SamplesMemory) -> tuple[Tensor, dict[int, int]]:
-        """Border members of the largest clusters, as many as each can spare, until a new cluster is not small.
+    def _borders(self, members: _Members, samples: SamplesMemory) -> dict[int, Tensor]:
+        """Which members of the largest clusters leave: at their border, as many as each can spare, until it suffices.
 
         Needed when the threshold is close to N / C, where no cluster can be split into two that are large enough.
         """
-        taken, donors, missing = [], {}, self.smallest_half
-        for donor in np.argsort(-sizes, kind="stable").tolist():
-            spare = min(int(sizes[donor]) - self.smallest_half, missing)
-            index_M = samples.members(donor)
-            rows_MD = samples.gathered_rows(index_M).double()
+        taken, missing = {}, self.smallest_half
+        for donor in np.argsort(-members.sizes_C, kind="stable").tolist():
+            spare = min(int(members.sizes_C[donor]) - self.smallest_half, missing)
+            rows_MD = samples.gathered_rows(members.of(donor)).double()
             outermost = (rows_MD - rows_MD.mean(0)).square().sum(1).argsort(descending=True, stable=True)[:spare]
-            taken.append(index_M[samples.ranks.broadcast(outermost)])
-            donors[donor] = spare
+            taken[donor] = torch.zeros(len(rows_MD), dtype=torch.bool, device=rows_MD.device)
+            taken[donor][samples.ranks.broadcast(outermost)] = True
             missing -= spare
             if missing == 0:
                 break
-        return torch.cat(taken), donors
+        return taken
 
     def _move(self, index_M: Tensor, labels_M: Tensor, samples: SamplesMemory, centroids: CentroidsMemory) -> None:
         old_labels_M, own = samples.labels(index_M), samples.ranks.owned(index_M)
@@ -106,3 +111,38 @@ class SmallClusters:
         centroids.move_rows(rows, old_labels_M[own], rows, labels_M[own])
         centroids.move_members(old_labels_M, labels_M)
         samples.relabel(index_M, labels_M)
+
+
+class _Members:
+    """Who would be in which cluster while it is decided who refills the empty ones.
+
+    One pass over all labels finds the members of as many of the largest clusters as there are empty ones: each is
+    refilled from what is the largest then, one of these or a part of one.
+
+    Attributes:
+        sizes_C: (C,) int64 on the host.
+    """
+
+    def __init__(self, samples: SamplesMemory, sizes_C: Tensor, count: int) -> None:
+        self.samples, self.sizes_C = samples, sizes_C.cpu().numpy().copy()
+        largest_C = torch.zeros_like(sizes_C, dtype=torch.bool)
+        largest_C[sizes_C.argsort(descending=True, stable=True)[:count]] = True
+        index_M = samples.members_of(largest_C)
+        labels_M, order_M = samples.labels(index_M).sort(stable=True)
+        clusters, sizes = (part.tolist() for part in labels_M.unique_consecutive(return_counts=True))
+        self._index = dict(zip(clusters, index_M[order_M].split(sizes), strict=True))
+
+    def of(self, cluster: int) -> Tensor:
+        """Indices of the members, ascending."""
+        if cluster not in self._index:
+            self._index[cluster] = self.samples.members(cluster)
+        return self._index[cluster]
+
+    def give(self, donor: int, cluster: int, taken_M: Tensor) -> int:
+        """Those members of ``donor`` that are True in ``taken_M`` go to ``cluster``. Returns how many."""
+        index_M, before = self.of(donor), self.of(cluster) if self.sizes_C[cluster] else None
+        given_G, self._index[donor] = index_M[taken_M], index_M[~taken_M]
+        self._index[cluster] = given_G if before is None else torch.cat([before, given_G]).sort().values
+        self.sizes_C[donor] -= len(given_G)
+        self.sizes_C[cluster] += len(given_G)
+        return len(given_G)

@@ -37,8 +37,9 @@ def two_way_split(rows_MD: Tensor, smallest: int) -> Tensor:
 
 def _two_means(rows_MD: Tensor) -> tuple[Tensor, Tensor]:
     """Lloyd's iterations from two far rows: the projection on the line of means, and who lies beyond the middle."""
-    first_D = _farthest(rows_MD, rows_MD.mean(0))
-    second_D = _farthest(rows_MD, first_D)
+    squares_M = rows_MD.square().sum(1)
+    first_D = _farthest(rows_MD, squares_M, rows_MD.mean(0))
+    second_D = _farthest(rows_MD, squares_M, first_D)
     along_M, second_M = _project(rows_MD, first_D, second_D)
     for _ in range(_ITERATIONS):
         size = second_M.sum()
@@ -53,8 +54,9 @@ def _two_means(rows_MD: Tensor) -> tuple[Tensor, Tensor]:
     return along_M, second_M
 
 
-def _farthest(rows_MD: Tensor, point_D: Tensor) -> Tensor:
-    return rows_MD[(rows_MD - point_D).square().sum(1).argmax()]
+def _farthest(rows_MD: Tensor, squares_M: Tensor, point_D: Tensor) -> Tensor:
+    """The row with the largest |x - p|^2 = |x|^2 - 2 x.p + |p|^2."""
+    return rows_MD[squares_M.sub(rows_MD @ point_D, alpha=2).argmax()]
 
 
 def _project(rows_MD: Tensor, first_D: Tensor, second_D: Tensor) -> tuple[Tensor, Tensor]:
