@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from odc_lightning.report.cluster_figures import Clustering, Shown, label_counts
 from odc_lightning.report.clusters_page import strip
 from odc_lightning.report.curves import ASSIGNMENTS, draw_run
 from odc_lightning.report.panels import GALLERY, HISTOGRAM, PICTURE
+from odc_lightning.whole_file import whole_file
 
 IN_GALLERY, SHOWN, SIDE = 100, 12, 48  # clusters, images of each, their side in pixels
 GALLERY_COLUMNS = ["cluster", "images", "mean distance", "most frequent label", "purity", "entropy, bits", "pictures"]
@@ -107,10 +107,8 @@ def readable(source: ImageSource, index: int) -> NDArray[np.uint8] | None:
 def write_assignments(path: Path, source: ImageSource, labels_N: Tensor, distance_N: Tensor) -> None:
     """Rows of path, cluster, distance to the centroid."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_suffix(".writing")
-    with writing.open("w", newline="") as file:
+    with whole_file(path) as writing, writing.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "cluster", "distance"])
         for index, (label, distance) in enumerate(zip(labels_N.tolist(), distance_N.tolist(), strict=True)):
             table.writerow([source.path(index), label, f"{distance:.6g}"])
-    os.replace(writing, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from odc_lightning.clustering.agreement import switch_ratio
 from odc_lightning.console import warn
 from odc_lightning.methods.base import Method
 from odc_lightning.report.history import FORMAT, HISTORY, NOT_COUNTED, PARTS, History
+from odc_lightning.whole_file import whole_file
 
 Record = dict[str, Any]  # arrays and NumPy scalars by part
 
@@ -99,15 +99,14 @@ def append(path: Path, name: str, record: Record) -> None:
     The bytes that are there are copied, not compressed again: half a second for half a gigabyte.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_suffix(".writing")
-    if path.exists():
-        shutil.copyfile(path, writing)
-    else:
-        writing.unlink(missing_ok=True)
-    with zipfile.ZipFile(writing, "a") as file:
-        for part in PARTS:
-            _write_array(file, f"{FORMAT}/{name}/{part}.npy", np.asarray(record[part]))
-    os.replace(writing, path)
+    with whole_file(path) as writing:
+        if path.exists():
+            shutil.copyfile(path, writing)
+        else:
+            writing.unlink(missing_ok=True)
+        with zipfile.ZipFile(writing, "a") as file:
+            for part in PARTS:
+                _write_array(file, f"{FORMAT}/{name}/{part}.npy", np.asarray(record[part]))
 
 
 def rewind(path: Path, iteration: int) -> None:
@@ -116,11 +115,9 @@ def rewind(path: Path, iteration: int) -> None:
     kept = [f"{FORMAT}/{epoch:05d}/" for epoch in history.epochs if history.about(epoch)["iteration"] <= iteration]
     if len(kept) == len(history.epochs):
         return
-    writing = path.with_suffix(".writing")
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(writing, "w") as new:
+    with whole_file(path) as writing, zipfile.ZipFile(path) as old, zipfile.ZipFile(writing, "w") as new:
         for entry in _of(old, kept):
             new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry), zipfile.ZIP_DEFLATED)
-    os.replace(writing, path)
 
 
 def _of(file: zipfile.ZipFile, records: list[str]) -> Iterable[zipfile.ZipInfo]:

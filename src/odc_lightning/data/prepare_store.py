@@ -27,6 +27,7 @@ from odc_lightning.data import image_ops as ops
 from odc_lightning.data.decode import BadImageError, decode_image, naming
 from odc_lightning.data.sources import ImageSource
 from odc_lightning.data.store import ROW, About, shard_file
+from odc_lightning.whole_file import whole_file, write_whole
 
 _LOCAL_HEADER = 30  # bytes of ZIP before an entry's name
 _SAMPLED = 32  # images that the forecast looks at
@@ -85,7 +86,7 @@ def begin(folder: Path, about: About) -> About:
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"data.store must be a new or empty folder, or a store. Received: {folder.parent}")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / "store.json", about.text().encode())
+        write_whole(folder / "store.json", about.text())
         return about
     if (there.fingerprint, there.images) != (about.fingerprint, about.images):
         raise ValueError(
@@ -305,15 +306,8 @@ def finish(folder: Path, made: Sequence[Made], names: Callable[[int], str]) -> d
     listed.unlink(missing_ok=True)
     if unreadable:
         lines = [f"{names(index)}\t{reason}\n" for index, reason in unreadable.items()]
-        _write_whole(listed, "".join(lines).encode(errors="surrogateescape"))
-    writing = folder / "index.writing"
-    with open(writing, "wb") as out:
-        np.save(out, np.concatenate([part.rows for part in made]))
-    os.replace(writing, folder / "index.npy")
+        with whole_file(listed) as writing:
+            writing.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    with whole_file(folder / "index.npy") as writing:
+        np.save(writing, np.concatenate([part.rows for part in made]))
     return unreadable
-
-
-def _write_whole(file: Path, data: bytes) -> None:
-    writing = file.with_name(f"{file.name}.writing")
-    writing.write_bytes(data)
-    os.replace(writing, file)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from odc_lightning.data.sources import UNKNOWN, ImageSource
+from odc_lightning.whole_file import whole_file
 
 DEFAULT_CACHE = Path("~/.cache/odc_lightning/subsets")
 _HEADER = "# odc-lightning "
@@ -133,13 +134,11 @@ class ClassSubset(ImageSource):
         assert self.targets is not None
         assert self.classes is not None
         file.parent.mkdir(parents=True, exist_ok=True)
-        writing = file.with_name(f"{file.name}.{os.getpid()}")
-        with _opened(writing, "w") as lines:
+        with whole_file(file, shared=True) as writing, _opened(writing, "w") as lines:
             lines.write(f"{_HEADER}{json.dumps(self.settings)}\n")
             rows = csv.writer(lines, lineterminator="\n")
             rows.writerow(["path", "class"])
             rows.writerows([self.relative_path(i), self.classes[t]] for i, t in enumerate(self.targets.tolist()))
-        os.replace(writing, file)  # at once: other processes may draw the same
 
 
 def draw(

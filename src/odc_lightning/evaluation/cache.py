@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from odc_lightning.console import size
 from odc_lightning.evaluation.taps import Shape
+from odc_lightning.whole_file import write_whole
 
 _VERSION = 1
 _ROWS, _READABLE, _ABOUT = "features.npy", "readable.npy", "about.json"
@@ -74,9 +74,7 @@ class CachedFeatures:
         self._writing.flush()
         del self._writing
         np.save(self.folder / _READABLE, self._readable)
-        writing = self.folder / f"{_ABOUT}.writing"
-        writing.write_text(json.dumps(self.about, indent=2, default=str) + "\n")
-        os.replace(writing, self.folder / _ABOUT)
+        write_whole(self.folder / _ABOUT, json.dumps(self.about, indent=2, default=str) + "\n")
 
     def features(self) -> Tensor:
         """(N, \\*shape) float32 in host memory, read from disk where it is looked at."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -27,6 +26,7 @@ from odc_lightning.evaluation.features import eval_loader, step_bar
 from odc_lightning.evaluation.protocol import Protocol, Sgd
 from odc_lightning.evaluation.views import crop_and_flip
 from odc_lightning.nn.head import linear_classifier
+from odc_lightning.whole_file import write_whole
 
 _FEW = 0.01  # the release decays weights by 5e-4 up to this share of the labels, by 1e-4 above
 
@@ -167,9 +167,7 @@ class _Results:
         self.found[lr, multiplier] = accuracy
         if write:
             rows = [{"lr": lr, "head_multiplier": by, "top1": top1} for (lr, by), top1 in self.found.items()]
-            writing = self.path.with_name(self.path.name + ".writing")
-            writing.write_text(json.dumps(rows, indent=2) + "\n")
-            os.replace(writing, self.path)
+            write_whole(self.path, json.dumps(rows, indent=2) + "\n")
 
 
 def draw_balanced(targets_N: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:

@@ -8,7 +8,6 @@ Shapes: B rows · K classes.
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from odc_lightning.evaluation.features import step_bar
 from odc_lightning.evaluation.protocol import Sgd
 from odc_lightning.evaluation.taps import Shape
 from odc_lightning.memory import Ranks
+from odc_lightning.whole_file import whole_file
 
 _SAVE_EVERY = 60.0  # seconds between two saves within a training
 _BLOCK = 1024  # rows classified at once
@@ -177,10 +177,9 @@ def top1(heads: LinearHeads, features: Mapping[str, Tensor], targets: Tensor, kn
 
 
 def _save(path: Path, heads: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str, float], epoch: int) -> None:
-    writing = path.with_name(path.name + ".writing")
     state = {"epoch": epoch, "heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "kept": dict(kept)}
-    torch.save(state, writing)
-    os.replace(writing, path)
+    with whole_file(path) as writing:
+        torch.save(state, writing)
 
 
 def _load(path: Path, heads: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str, float]) -> int:

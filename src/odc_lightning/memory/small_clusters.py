@@ -66,7 +66,8 @@ class SmallClusters:
 
         First all is decided, which reads rows only, then all that moved is moved at once.
         """
-        members, donors = _Members(samples, centroids.sizes_C, len(empty)), set()
+        members = _Members(samples, centroids.sizes_C, len(empty))
+        donors: set[int] = set()
         for cluster in empty:
             largest = int(members.sizes_C.argmax())
             if members.sizes_C[largest] >= 2 * self.smallest_half:

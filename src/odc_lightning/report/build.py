@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from odc_lightning.report.figures import draw
 from odc_lightning.report.page import as_page
 from odc_lightning.report.runs import Hash, LeftOut, find_runs
 from odc_lightning.report.text import as_csv, as_markdown, left_out_csv, left_out_markdown
+from odc_lightning.whole_file import write_whole
 
 TITLE = "Online Deep Clustering: runs beside the published numbers"
 
@@ -56,18 +56,18 @@ def build_report(runs: Path, experiments: Path, out: Path, hashes: Mapping[str, 
     out.mkdir(parents=True, exist_ok=True)
     for one in filled:
         _write_dossier(one, out / one.dossier.name, runs)
-    _write(out / "table.csv", as_csv(filled, runs))
-    _write(out / "left_out.csv", left_out_csv(left_out, runs))
+    write_whole(out / "table.csv", as_csv(filled, runs))
+    write_whole(out / "left_out.csv", left_out_csv(left_out, runs))
     parts = [f"# {TITLE}\n", *map(as_markdown, filled), left_out_markdown(left_out, runs)]
-    _write(out / "report.md", "\n".join(parts))
-    _write(out / "index.html", _page(filled, left_out, runs, out))
+    write_whole(out / "report.md", "\n".join(parts))
+    write_whole(out / "index.html", _page(filled, left_out, runs, out))
     return Report(out / "index.html", len(found.runs), filled, left_out)
 
 
 def _write_dossier(filled: Filled, folder: Path, runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     draw(filled, [folder / "figure.png", folder / "figure.svg"])
-    _write(folder / "table.csv", as_csv([filled], runs))
+    write_whole(folder / "table.csv", as_csv([filled], runs))
 
 
 def _page(filled: list[Filled], left_out: list[LeftOut], runs: Path, out: Path) -> str:
@@ -78,9 +78,3 @@ def _page(filled: list[Filled], left_out: list[LeftOut], runs: Path, out: Path) 
             draw(one, [night], theme="dark")
             pictures[one.dossier.name] = (out / one.dossier.name / "figure.svg", night)
         return as_page(filled, left_out, pictures, runs, TITLE)
-
-
-def _write(path: Path, text: str) -> None:
-    writing = path.with_name(f"{path.name}.writing")
-    writing.write_text(text, encoding="utf-8")
-    os.replace(writing, path)

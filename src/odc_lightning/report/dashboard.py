@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from odc_lightning.report.curves import PICTURE, Points
 from odc_lightning.report.history import HISTORY, History
 from odc_lightning.report.jobs import RUNNING, WAITING, Job, is_run, read_jobs
 from odc_lightning.report.panels import CAUSES, SECTIONS, Panel
+from odc_lightning.whole_file import whole_file
 
 PAGE = "index.html"
 MOST_POINTS, LEAST_POINTS, ALL_POINTS, BARS = 400, 60, 8000, 40
@@ -51,9 +51,8 @@ def write_dashboard(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     jobs = read_jobs(folder)
     page = folder / PAGE
-    writing = page.with_name(f"{PAGE}.{os.getpid()}.writing")  # jobs of a sweep end at the same time
-    writing.write_text(as_page(folder.resolve().name, jobs, single=is_run(folder)), encoding="utf-8")
-    os.replace(writing, page)
+    with whole_file(page, shared=True) as writing:  # jobs of a sweep end at the same time
+        writing.write_text(as_page(folder.resolve().name, jobs, single=is_run(folder)), encoding="utf-8")
     return page
 
 

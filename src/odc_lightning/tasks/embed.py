@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from odc_lightning.memory.samples import l2_normalize
 from odc_lightning.methods.odc import ODC
 from odc_lightning.tasks.evaluation_folder import log_into
 from odc_lightning.tasks.subject import Subject
+from odc_lightning.whole_file import whole_file
 
 FORMATS, FEATURES = ("npz", "parquet"), ("backbone", "head")
 Table = dict[str, Any]  # path (N,) text, feature (N, D) float32, cluster (N,) int64, distance (N,) float32
@@ -107,15 +107,14 @@ def embedded(method: ODC, centroids_CD: Tensor, data: DataModule, source: ImageS
 def write_table(table: Table, file: Path, kind: str) -> None:
     """Write npz (arrays by name) or parquet (a row an image, ``feature`` a list), completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    writing = file.with_name(f"{file.name}.writing")
-    if kind == "npz":
-        with writing.open("wb") as out:
-            np.savez(out, **table)
-    else:
-        import pandas
+    with whole_file(file) as writing:
+        if kind == "npz":
+            with writing.open("wb") as out:
+                np.savez(out, **table)
+        else:
+            import pandas
 
-        pandas.DataFrame({**table, "feature": list(table["feature"])}).to_parquet(writing, index=False)
-    os.replace(writing, file)
+            pandas.DataFrame({**table, "feature": list(table["feature"])}).to_parquet(writing, index=False)
 
 
 def require_parquet() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from odc_lightning.nested import leaves
+from odc_lightning.whole_file import write_whole
 
 RESUME = ("auto", "must", "never")
 STOPPED = "Stopped. The same command continues from the last checkpoint."
@@ -150,13 +150,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    writing = path.with_name(path.name + ".writing")
-    writing.write_text(text)
-    os.replace(writing, path)
 
 
 def _deciding(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from odc_lightning.nn.backbone import Backbone
 from odc_lightning.nn.library import timm_backbone, torchvision_backbone
+from odc_lightning.whole_file import whole_file
 
 ONNX_CHOICES = ("auto", "true", "false")
 _ONNX_NEEDS = ("onnx", "onnxscript")
@@ -173,6 +173,5 @@ def _about(backbone: Backbone, exported: Exported, info: Mapping[str, Any]) -> s
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file completely or not at all."""
-    writing = path.with_name(f"{path.stem}.writing{path.suffix}")
-    write(writing)
-    os.replace(writing, path)
+    with whole_file(path) as writing:
+        write(writing)
