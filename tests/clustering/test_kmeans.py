@@ -14,12 +14,13 @@ import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 
 from odc_lightning.clustering import kmeans as module
-from odc_lightning.clustering.kmeans import KMeans, faiss_problem, forecast_seconds, resolve_backend
+from odc_lightning.clustering.kmeans import ALGORITHMS, KMeans, faiss_problem, forecast_seconds, resolve_backend
 from odc_lightning.memory import Ranks
 from odc_lightning.memory.samples import l2_normalize, snap
 
 CONF = Path(__file__).parents[2] / "conf"
 BACKENDS = ["torch", *(["faiss"] if faiss_problem() is None else [])]
+WAYS = [("lloyd", backend) for backend in BACKENDS] + [("incremental", "torch")]
 needs_faiss = pytest.mark.skipif(faiss_problem() is not None, reason="faiss does not work here")
 
 
@@ -134,12 +135,13 @@ def test_same_seed_same_bits_other_seed_other_start(backend):
     assert not torch.equal(first.centroids_CD, other.centroids_CD)
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_threads_do_not_change_a_bit(algorithm):
     rows, results, threads = random_rows(2000, 24, centres=40), [], torch.get_num_threads()
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(KMeans(backend="torch", iterations=6).fit(rows, 2000, 50))
+            results.append(KMeans(algorithm=algorithm, backend="torch", iterations=6).fit(rows, 2000, 50))
     finally:
         torch.set_num_threads(threads)
     assert same(*results)
@@ -155,43 +157,47 @@ def test_raw_rows_are_normalised_and_grid_rows_taken_as_they_are():
     assert clusterer.fit(short, 200, 7).inertia == pytest.approx(from_grid.inertia / 4, rel=1e-5)
 
 
-def test_float16_rows():
-    rows = on_grid(random_rows(200, 5)).half()
-    result = KMeans(backend="torch").fit(rows, 200, 7)
-    assert same(result, KMeans(backend="torch").fit(rows.float(), 200, 7))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_float16_rows(algorithm):
+    rows, clusterer = on_grid(random_rows(200, 5)).half(), KMeans(algorithm=algorithm, backend="torch")
+    result = clusterer.fit(rows, 200, 7)
+    assert same(result, clusterer.fit(rows.float(), 200, 7))
     assert result.centroids_CD.dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_as_many_clusters_as_different_rows_leaves_none_empty(backend):
+@pytest.mark.parametrize(("algorithm", "backend"), WAYS)
+def test_as_many_clusters_as_different_rows_leaves_none_empty(algorithm, backend):
     rows = repeated_rows(different=12, copies=9)
     for seed in range(5):
-        result = KMeans(backend=backend, seed=seed).fit(rows, len(rows), 12)
+        result = KMeans(algorithm=algorithm, backend=backend, seed=seed).fit(rows, len(rows), 12)
         assert result.labels_N.bincount(minlength=12).tolist() == [9] * 12
         if backend == "torch":
             assert result.inertia == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_more_clusters_than_different_rows_leaves_the_rest_empty(backend):
+@pytest.mark.parametrize(("algorithm", "backend"), WAYS)
+def test_more_clusters_than_different_rows_leaves_the_rest_empty(algorithm, backend):
     rows = repeated_rows(different=5, copies=6)
-    result = KMeans(backend=backend).fit(rows, len(rows), 8)
+    result = KMeans(algorithm=algorithm, backend=backend).fit(rows, len(rows), 8)
     assert sorted(result.labels_N.bincount(minlength=8).tolist()) == [0, 0, 0, 6, 6, 6, 6, 6]
 
 
-def test_equal_distances_do_not_hide_different_rows():
-    rows = torch.eye(16).repeat(4, 1)  # all corners are equally far from each other
-    result = KMeans(backend="torch", iterations=3).fit(rows, 64, 16)
-    assert result.labels_N.bincount(minlength=16).tolist() == [4] * 16
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("copies", [4, 100])
+def test_equal_distances_do_not_hide_different_rows(algorithm, copies):
+    rows = torch.eye(16).repeat_interleave(copies, 0)  # all corners are equally far from each other
+    result = KMeans(algorithm=algorithm, backend="torch", iterations=3).fit(rows, 16 * copies, 16)
+    assert result.labels_N.bincount(minlength=16).tolist() == [copies] * 16
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_extreme_numbers_of_clusters(backend):
+@pytest.mark.parametrize(("algorithm", "backend"), WAYS)
+def test_extreme_numbers_of_clusters(algorithm, backend):
     rows = on_grid(random_rows(40, 4))
-    one = KMeans(backend=backend).fit(rows, 40, 1)
+    clusterer = KMeans(algorithm=algorithm, backend=backend)
+    one = clusterer.fit(rows, 40, 1)
     assert one.labels_N.tolist() == [0] * 40
     assert one.centroids_CD[0].tolist() == pytest.approx(rows.double().mean(0).tolist(), abs=1e-6)
-    every = KMeans(backend=backend).fit(rows, 40, 40)
+    every = clusterer.fit(rows, 40, 40)
     assert every.labels_N.unique().tolist() == list(range(40))
 
 
@@ -235,23 +241,26 @@ def same(a, b):
 
 
 def jobs():
-    """Name, rows of all ranks, clusters, backend: cases for any number of processes."""
-    yield "raw", random_rows(1001, 16, centres=20), 23, "torch"
-    yield "grid", on_grid(random_rows(500, 8)), 40, "torch"
-    yield "half", on_grid(random_rows(331, 8)).half(), 9, "torch"
-    yield "empty clusters", repeated_rows(different=30, copies=7), 30, "torch"
-    yield "fewer different rows than clusters", repeated_rows(different=5, copies=5), 9, "torch"
-    yield "a rank without rows", random_rows(2, 4), 2, "torch"
-    yield "auto", random_rows(100, 4), 5, "auto"
+    """Name, rows of all ranks, clusters, settings: cases for any number of processes."""
+    for algorithm in ALGORITHMS:
+        torch_only = {"algorithm": algorithm, "backend": "torch"}
+        yield f"{algorithm}, raw", random_rows(1001, 16, centres=20), 23, torch_only
+        yield f"{algorithm}, grid", on_grid(random_rows(500, 8)), 40, torch_only
+        yield f"{algorithm}, half", on_grid(random_rows(331, 8)).half(), 9, torch_only
+        yield f"{algorithm}, empty clusters", repeated_rows(different=30, copies=7), 30, torch_only
+        yield f"{algorithm}, fewer different rows", repeated_rows(different=5, copies=5), 9, torch_only
+        yield f"{algorithm}, a rank without rows", random_rows(2, 4), 2, torch_only
+    yield "one pass", random_rows(600, 8), 50, {"algorithm": "incremental", "iterations": 1}
+    yield "auto", random_rows(100, 4), 5, {"backend": "auto"}
     if faiss_problem() is None:
-        yield "faiss", random_rows(700, 8), 12, "faiss"
+        yield "faiss", random_rows(700, 8), 12, {"backend": "faiss"}
 
 
 def run_jobs(ranks):
     results = {}
-    for name, rows, clusters, backend in jobs():
+    for name, rows, clusters, settings in jobs():
         owned = rows[ranks.rank :: ranks.world_size]
-        results[name] = KMeans(backend=backend, iterations=8).fit(owned, len(rows), clusters, ranks)
+        results[name] = KMeans(**{"iterations": 8, **settings}).fit(owned, len(rows), clusters, ranks)
     return results
 
 
@@ -391,18 +400,26 @@ def test_forecast_grows_with_the_work():
 def test_forecast_is_shared_by_the_ranks(monkeypatch):
     monkeypatch.setattr(module, "_timed", lambda *tensors: 2.0)
     alone = forecast_seconds(1000, 10, 8, iterations=4)
-    assert alone == 5 * 1000 / 512 * 2.0
+    assert alone == 5 * 1000 / 2048 * 2.0
     assert forecast_seconds(1000, 10, 8, iterations=4, world_size=4) == alone / 4
 
 
-@pytest.mark.parametrize("name", ["kmeans", "faiss", "torch"])
-def test_configuration_builds(name):
+@pytest.mark.parametrize(
+    ("name", "algorithm", "backend", "iterations"),
+    [
+        ("kmeans", "lloyd", "auto", 20),
+        ("faiss", "lloyd", "faiss", 20),
+        ("torch", "lloyd", "torch", 20),
+        ("fast", "incremental", "torch", 3),
+    ],
+)
+def test_configuration_builds(name, algorithm, backend, iterations):
     with initialize_config_dir(str(CONF), version_base=None):
         config = compose(overrides=[f"+clustering={name}", "+seed=3"])
     clusterer = hydra.utils.instantiate(config.clustering)
     assert isinstance(clusterer, KMeans)
-    assert clusterer.backend == ("auto" if name == "kmeans" else name)
-    assert (clusterer.iterations, clusterer.max_points_per_centroid, clusterer.seed) == (20, 10_000_000, 3)
+    assert (clusterer.algorithm, clusterer.backend, clusterer.iterations) == (algorithm, backend, iterations)
+    assert (clusterer.max_points_per_centroid, clusterer.seed) == (10_000_000, 3)
 
 
 def test_module_imports_no_faiss_by_itself():
