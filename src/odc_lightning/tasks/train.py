@@ -25,6 +25,7 @@ from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
 from odc_lightning.report.dashboard import write_dashboard
+from odc_lightning.tasks.numbers import require_numbers
 from odc_lightning.tasks.one_device import require_one_device_per_job
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
@@ -69,25 +70,6 @@ def end_other_processes(trainer: pl.Trainer) -> None:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGKILL)
-
-
-def require_numbers(cfg: DictConfig) -> None:
-    """Raise ValueError for what Lightning, NumPy or the optimiser would stumble over later."""
-    for key, least, most in (
-        ("seed", 0, 2**32 - 1),
-        ("trainer.max_epochs", 1, None),
-        ("trainer.accumulate_grad_batches", 1, None),
-    ):
-        value = OmegaConf.select(cfg, key)
-        if type(value) is not int or value < least or (most is not None and value > most):
-            to = f" to {most}" if most else ""
-            raise ValueError(f"{key} must be a whole number from {least}{to}. Received: {value!r}")
-    if cfg.trainer.limit_train_batches in (0, 0.0):
-        raise ValueError("trainer.limit_train_batches must be above 0, or null. Received: 0")
-    for key in ("optim.lr", "optim.momentum", "optim.weight_decay"):
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"{key} must be at least 0. Received: {value}")
 
 
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:

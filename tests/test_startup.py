@@ -1,0 +1,41 @@
+"""Help and mistakes on the command line are answered before torch is loaded, which takes seconds."""
+
+import subprocess
+import sys
+
+import pytest
+
+SLOW = ["torch", "torchvision", "pytorch_lightning", "wandb", "faiss", "matplotlib", "scipy", "numpy"]
+CODE = f"""
+import sys
+from odc_lightning.app import main
+try:
+    main()
+except SystemExit as stop:
+    print(stop.code or "")
+print([name for name in {SLOW} if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["--help"], "== Choices (group=choice) =="),
+        (["--cfg", "job"], "num_clusters:"),
+        (["nosuch=1"], "there is no key 'nosuch'"),
+        (["experiment=nosuch"], "experiment=nosuch is not a choice"),
+        (["method.momentun=0.5"], "Did you mean method.momentum"),
+        (["method.momentum=high"], "method.momentum must be a number"),
+        (["method.momentum=7"], "method.momentum must be in (0, 1]. Received: 7"),
+        (["optim.lr=-1"], "optim.lr must be at least 0. Received: -1"),
+        (["method=npid", "fidelity=nosuch"], "fidelity"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_answer_does_not_wait_for_torch(tmp_path, arguments, answer):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    said, loaded = done.stdout.strip().rsplit("\n", 1)
+    assert answer in said
+    assert loaded == "[]"
