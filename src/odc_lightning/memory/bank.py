@@ -87,7 +87,7 @@ class Bank:
         return {**{key: getattr(self, key) for key in _SIZES}, "rows": self.rows_ND.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved rows, on any number of ranks.
+        """Take over saved rows, the tensor itself, on any number of ranks.
 
         Raises:
             ValueError: if they were saved for another number of samples or another feature width.
@@ -95,4 +95,4 @@ class Bank:
         for key in _SIZES:
             if state[key] != getattr(self, key):
                 raise ValueError(f"the checkpoint's bank has {key} = {state[key]}, this run has {getattr(self, key)}")
-        self.samples.rows = state["rows"].to(self.rows_ND.device, copy=True)
+        self.samples.rows = state["rows"].to(self.rows_ND.device)

@@ -115,13 +115,21 @@ class Memory:
         return self
 
     def fill(self, owned_features: Tensor, labels_N: Tensor) -> list[int]:
-        """Start from a global clustering: rows, labels, centroids; returns the small clusters that were refilled.
+        """Store features and start from a global clustering of them; returns the small clusters that were refilled.
 
         Args:
             owned_features: (N / W, D) features of the samples that this rank owns, in the order of their indices.
             labels_N: (N,) labels of the clustering, the same on every rank.
         """
         self.samples.fill(owned_features)
+        return self.start(labels_N)
+
+    def start(self, labels_N: Tensor) -> list[int]:
+        """Start from a global clustering of the rows that are stored; returns the small clusters that were refilled.
+
+        Args:
+            labels_N: (N,) labels of the clustering, the same on every rank.
+        """
         self.samples.labels_N = labels_N.to(self.samples.labels_N)
         self._recount()
         self.centroids.refresh()
@@ -204,6 +212,8 @@ class Memory:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved memory on any number of ranks and check it against its own sums.
 
+        One rank takes the tensor of the rows itself, which may be most of the machine's memory: do not use it on.
+
         Raises:
             ValueError: if it was saved for another number of samples or clusters, or another feature width.
             RuntimeError: if the saved sums do not equal the sums of the saved rows.
@@ -215,7 +225,7 @@ class Memory:
                 )
         device = self.labels_N.device
         owned = slice(self.ranks.rank, None, self.ranks.world_size)
-        self.samples.rows = state["rows"][owned].to(self.samples.rows.dtype).to(device, copy=True)
+        self.samples.rows = state["rows"][owned].to(self.samples.rows.dtype).to(device).contiguous()
         self.samples.labels_N = state["labels"].to(device, copy=True)
         self.centroids.put(state["centroids"].to(device, copy=True))
         self.centroids.moves_C = state["moves"].to(device, copy=True)

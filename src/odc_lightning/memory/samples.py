@@ -14,7 +14,7 @@ from odc_lightning.memory.ranks import Ranks
 GRID = 2.0**-24
 EPSILON = 1e-10
 ROW_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-_CHUNK = 65536
+_CHUNK = 4096  # rows that are normalised at once
 
 
 def l2_normalize(features_BD: Tensor, length: float = 1.0) -> Tensor:
@@ -42,7 +42,7 @@ class SamplesMemory:
     def __init__(self, num_samples: int, feature_dim: int, dtype: torch.dtype, ranks: Ranks) -> None:
         self.ranks = ranks
         self.num_samples = num_samples
-        self.rows = torch.zeros(ranks.num_owned(num_samples), feature_dim, dtype=dtype)
+        self.rows = torch.empty(ranks.num_owned(num_samples), feature_dim, dtype=dtype)  # takes memory when written
         self.labels_N = torch.zeros(num_samples, dtype=torch.int32)
 
     def to(self, device: torch.device) -> None:
@@ -51,9 +51,12 @@ class SamplesMemory:
 
     def fill(self, owned_features: Tensor) -> None:
         """Store the L2-normalised start-up features of the owned samples, (N / W, D)."""
-        for start in range(0, len(owned_features), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            self.rows[chunk] = snap(l2_normalize(owned_features[chunk].to(self.rows.device)), self.rows.dtype)
+        for rows, features in zip(self.rows.split(_CHUNK), owned_features.split(_CHUNK), strict=True):
+            rows.copy_(self.as_rows(features.to(rows.device)))
+
+    def as_rows(self, features_BD: Tensor) -> Tensor:
+        """What is stored of features at the start, (B, D): they are L2-normalised and lie on the grid."""
+        return snap(l2_normalize(features_BD), self.rows.dtype)
 
     def labels(self, index_B: Tensor) -> Tensor:
         """Current pseudo-labels of the samples, (B,) int64."""

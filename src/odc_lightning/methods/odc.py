@@ -234,10 +234,17 @@ class ODC(Method):
             ranks = Ranks.current()
             owned = range(ranks.rank, self.memory.num_samples, ranks.world_size)
             loader = self.datamodule.eval_dataloader(self.datamodule.train_source, owned)
-            features = extract(self, self, loader, "features for the start-up clustering")
+            samples = self.memory.samples
+            extract(
+                lambda images: samples.as_rows(self(images)),
+                self,
+                loader,
+                "features for the start-up clustering",
+                out=samples.rows,
+            )
             with iteration_bar("start-up k-means") as bar:
-                result = self.kmeans.fit(features, self.memory.num_samples, self.num_clusters, ranks, bar)
-            small = self.memory.fill(features, result.labels_N)
+                result = self.kmeans.fit(samples.rows, self.memory.num_samples, self.num_clusters, ranks, bar)
+            small = self.memory.start(result.labels_N)
             say(
                 f"k-means on {self.memory.num_samples:,} features, {self.num_clusters:,} clusters: "
                 f"{clock(result.seconds)} ({result.backend}); {len(small)} small clusters refilled"
