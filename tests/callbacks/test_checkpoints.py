@@ -1,13 +1,19 @@
 """last.ckpt, previous.ckpt and kept epochs: when they are written, what they hold, which one is taken up."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from helpers import datamodule, differences, last_checkpoint, odc, trainer
+from odc_lightning.callbacks.checkpoint_file import LARGE, CheckpointFile
 from odc_lightning.callbacks.checkpoints import Checkpoints, newest_checkpoint
 from odc_lightning.callbacks.metrics_csv import MetricsCSV
 
@@ -15,15 +21,17 @@ from odc_lightning.callbacks.metrics_csv import MetricsCSV
 class Recorded(Checkpoints):
     """Notes at which step and after how many batches each file was written."""
 
-    def write(self, trainer):
-        super().write(trainer)
+    def write(self, trainer, kept=None):
+        super().write(trainer, kept)
+        self.file.wait()
         checkpoint = torch.load(self.folder / "last.ckpt", weights_only=True)
         self.written.append((checkpoint["global_step"], checkpoint["method"]["iteration"]))
 
 
-def fit(folder, checkpoint=None, data=None, max_epochs=3, accumulate=1, **keys):
+def fit(folder, checkpoint=None, data=None, max_epochs=3, accumulate=1, large=LARGE, kind=Recorded, **keys):
     """Train on 64 images in batches of 16, four steps an epoch; returns the callback."""
-    callback = Recorded(folder, **keys)
+    callback = kind(folder, **keys)
+    callback.file.large = large
     callback.written = []
     pl.Trainer(
         accelerator="cpu",
@@ -105,6 +113,87 @@ def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
         ("last.ckpt", "previous.ckpt"),
         ("writing.ckpt", "last.ckpt"),
     ]
+
+
+def test_written_in_the_background_they_are_the_same(tmp_path):
+    for name, large in (("in turn", LARGE), ("beside", 0)):
+        fit(tmp_path / name, large=large, every_n_steps=3, keep_every_n_epochs=2)
+    assert steps_in(tmp_path / "beside") == steps_in(tmp_path / "in turn")
+    for file in (tmp_path / "beside").glob("*.ckpt"):
+        ours, theirs = (torch.load(tmp_path / name / file.name, weights_only=True) for name in ("beside", "in turn"))
+        assert differences(ours["state_dict"], theirs["state_dict"]) == []
+        assert differences(ours["method"]["memory"], theirs["method"]["memory"]) == []
+
+
+class NotWaiting(Checkpoints):
+    def on_train_batch_end(self, trainer, *args, **kwargs):
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if (self.folder / "writing.ckpt").exists():
+            self.meanwhile = getattr(self, "meanwhile", 0) + 1
+
+
+def test_training_goes_on_while_a_file_is_written(tmp_path, monkeypatch):
+    save = torch.save
+
+    def slow(checkpoint, path):
+        save(checkpoint, path)
+        time.sleep(1)  # in the fork
+
+    monkeypatch.setattr(torch, "save", slow)
+    callback = fit(tmp_path, kind=NotWaiting, large=0, max_epochs=2)
+    assert callback.meanwhile >= 3, "batches of the second epoch while the first one's file was written"
+    assert steps_in(tmp_path) == {"last.ckpt": 8, "previous.ckpt": 4}
+
+
+def test_a_file_holds_what_was_there_when_it_began(tmp_path):
+    values, file = torch.zeros(2**22), CheckpointFile(large=0)
+    file.save_checkpoint({"values": values}, tmp_path / "a.ckpt")
+    values.fill_(1)
+    file.wait()
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["values"].sum() == 0
+
+
+@pytest.mark.parametrize("how", ["error", "killed"])
+def test_a_failure_in_the_background_is_told_at_the_next_look(tmp_path, monkeypatch, how):
+    def failing(checkpoint, path):
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", failing)
+    said = "No space left on device" if how == "error" else "ended with code -9"
+    with pytest.raises(OSError, match=f"could not write a checkpoint to .*{said}"):
+        fit(tmp_path, kind=Checkpoints, large=0, max_epochs=1)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_a_writer_ends_with_its_training(tmp_path):
+    """Else a run that is started again at once would write beside it."""
+    code = """
+import os, sys, time, torch
+from odc_lightning.callbacks.checkpoint_file import CheckpointFile
+def slow(checkpoint, path):
+    open(path, "w").write(str(os.getpid()))
+    time.sleep(60)
+torch.save = slow
+file = CheckpointFile(large=0)
+file.save_checkpoint({}, sys.argv[1])
+while not (os.path.exists(sys.argv[1]) and open(sys.argv[1]).read()):
+    time.sleep(0.01)
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.ckpt")], timeout=120)
+    writer = int((tmp_path / "a.ckpt").read_text())
+    for _ in range(100):
+        try:
+            os.kill(writer, 0)
+        except ProcessLookupError:
+            return
+        state = Path(f"/proc/{writer}/stat").read_text().rsplit(")")[1].split()[0]
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the writer goes on")
 
 
 def test_the_folder_is_below_the_trainers_by_default(tmp_path):

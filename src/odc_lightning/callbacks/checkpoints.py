@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +16,17 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from odc_lightning.callbacks.checkpoint_file import CheckpointFile
 from odc_lightning.console import say, warn
 
 LAST, PREVIOUS, WRITING = "last.ckpt", "previous.ckpt", "writing.ckpt"
 
 
-class StraightToFile(TorchCheckpointIO):
-    """Writes tensors from where they are into the file.
-
-    Lightning's own way makes the whole file in memory first, as large as the memory bank again, and then in the
-    system's folder of temporary files.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file; a failure leaves part of it there."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
-
-
 class Checkpoints(Checkpoint):
     """Writes ``last.ckpt`` after every epoch and, within long epochs, by steps or minutes.
 
-    A file is written beside and renamed when it is complete; the one before stays as ``previous.ckpt``.
+    A file is written beside and renamed when it is complete; the one before stays as ``previous.ckpt``. A large one is
+    written while the training goes on, see :class:`CheckpointFile`.
 
     Args:
         folder: of the checkpoints; None: ``checkpoints`` in the trainer's ``default_root_dir``.
@@ -63,17 +55,22 @@ class Checkpoints(Checkpoint):
         self.keep_every_n_epochs = keep_every_n_epochs
         self._written_at = time.monotonic()
         self._last_step = -1
+        self.file = CheckpointFile()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._in_root:
             self.folder = Path(trainer.default_root_dir) / "checkpoints"
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = StraightToFile()
+            trainer.strategy.checkpoint_io = self.file
+        elif isinstance(trainer.strategy.checkpoint_io, CheckpointFile):  # of another callback
+            self.file = trainer.strategy.checkpoint_io
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        with self._explained():
+            self.file.wait(block=False)
         step = trainer.global_step
         # Accumulating: no optimizer step has happened, and the gradients so far are in no checkpoint. Last batch: the
         # epoch's own checkpoint follows, and Lightning would not run the epoch's end again after one written here.
@@ -85,34 +82,55 @@ class Checkpoints(Checkpoint):
             self.write(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.write(trainer)
         epoch = trainer.current_epoch + 1
-        if self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0 and trainer.is_global_zero:
-            self._keep(self.folder / f"epoch={epoch:04d}.ckpt")
+        kept = self.keep_every_n_epochs and epoch % self.keep_every_n_epochs == 0
+        self.write(trainer, self.folder / f"epoch={epoch:04d}.ckpt" if kept else None)
 
-    def write(self, trainer: pl.Trainer) -> None:
-        """Write ``last.ckpt``. Collective.
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with self._explained():
+            self.file.wait()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        try:
+            self.on_train_end(trainer, pl_module)
+        except OSError as error:
+            warn(str(error))
+
+    def write(self, trainer: pl.Trainer, kept: Path | None = None) -> None:
+        """Write ``last.ckpt``, or begin to. Collective.
+
+        Args:
+            kept: another name that the file gets as well.
 
         Raises:
-            OSError: when the file cannot be written (no space left); the checkpoint before is untouched.
+            OSError: when the file, or the one before it, cannot be written (no space left); the last that could be
+                written is untouched.
         """
-        writing = self.folder / WRITING
+        self.file.then = functools.partial(self._complete, kept)
+        with self._explained():
+            trainer.save_checkpoint(self.folder / WRITING)
+        if trainer.is_global_zero and trainer.strategy.checkpoint_io is not self.file:
+            self._complete(kept)
+        self._written_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
-            trainer.save_checkpoint(writing)
+            yield
         except (OSError, RuntimeError) as error:
-            writing.unlink(missing_ok=True)
+            (self.folder / WRITING).unlink(missing_ok=True)
             before = f"The one before, {LAST}, is untouched: free" if (self.folder / LAST).exists() else "Free"
             raise OSError(
                 f"could not write a checkpoint to {self.folder}: {error}. {before} some space and run the same "
                 f"command again"
             ) from error
-        if trainer.is_global_zero:
-            if (self.folder / LAST).exists():
-                os.replace(self.folder / LAST, self.folder / PREVIOUS)
-            os.replace(writing, self.folder / LAST)
-        self._written_at = time.monotonic()
 
-    def _keep(self, kept: Path) -> None:
+    def _complete(self, kept: Path | None) -> None:
+        if (self.folder / LAST).exists():
+            os.replace(self.folder / LAST, self.folder / PREVIOUS)
+        os.replace(self.folder / WRITING, self.folder / LAST)
+        if kept is None:
+            return
         kept.unlink(missing_ok=True)
         try:
             os.link(self.folder / LAST, kept)
