@@ -86,10 +86,10 @@ def timed_write(parts: Parts, checkpoints: Checkpoints, rows: Callable[[], Tenso
     """Have the checkpoint's write told as a part, with the seconds that it stops the training."""
     write = checkpoints.write
 
-    def timed(trainer: pl.Trainer) -> None:
+    def timed(trainer: pl.Trainer, kept: Path | None = None) -> None:
         parts.end("before the checkpoint")
         began = time.perf_counter()
-        write(trainer)
+        write(trainer, kept)
         stopped = time.perf_counter() - began
         while not (checkpoints.folder / LAST).exists():  # written in the background
             time.sleep(0.01)

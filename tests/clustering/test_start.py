@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_kmeans import on_grid, random_rows, repeated_rows, squared
 
-from odc_lightning.clustering.start import spread_start
+from odc_lightning.clustering.start import _STEP, _approach, spread_start
 from odc_lightning.memory import Ranks
 
 
@@ -62,6 +62,14 @@ def test_equals_slow_loop(rows, clusters):
         assert len(set(drawn)) == clusters
 
 
+def test_distances_are_exact():
+    rows = long_rows(30, 300).div(_STEP).round()
+    whole = rows.long()
+    distance = torch.full((30,), torch.inf, dtype=torch.float64)
+    _approach(distance, rows, rows[:7])
+    assert distance.tolist() == (whole[:, None] - whole[None, :7]).square().sum(2).amin(1).tolist()
+
+
 def test_threads_do_not_change_the_rows():
     rows, drawn, threads = long_rows(3000, 100), [], torch.get_num_threads()
     try:
@@ -81,7 +89,7 @@ def test_equal_rows_are_drawn_only_where_no_others_are_left():
 
 
 def test_probability_is_the_squared_distance():
-    rows = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 1.0]])  # squares 1/4 and 1 from the first, 5/4 between the others
+    rows = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 1.0]])  # squared distances 1/4, 1, and 5/4 of the last two
     drawn = [spread(rows, 2, seed) for seed in range(3000)]
     for first, other, probability in ((0, 1, 1 / 5), (1, 0, 1 / 6), (2, 0, 4 / 9)):
         second = [pair[1] for pair in drawn if pair[0] == first]
@@ -91,7 +99,7 @@ def test_probability_is_the_squared_distance():
 
 @pytest.mark.parametrize(("clusters", "share"), [(10, 0.95), (100, 0.85)])
 def test_reaches_more_clusters_than_random_rows(clusters, share):
-    """Of as many clusters as rows are drawn; random rows reach 1 - 1/e, and rounds of several rows lose some of all."""
+    """As many clusters as rows: random rows reach about 1 - 1/e of them, and rounds of several rows not quite all."""
     reached, at_random = 0.0, 0.0
     for seed in range(8):
         centre_N = torch.randint(clusters, (20 * clusters,), generator=torch.Generator().manual_seed(seed))
@@ -99,5 +107,5 @@ def test_reaches_more_clusters_than_random_rows(clusters, share):
         drawn = spread(on_grid(random_rows(clusters, 32, seed)[centre_N] + offsets), clusters, seed)
         reached += len(centre_N[drawn].unique()) / clusters / 8
         at_random += len(centre_N[:clusters].unique()) / clusters / 8
-    assert at_random < 0.7
     assert reached > share
+    assert at_random < share - 0.2

@@ -1,6 +1,6 @@
 """K-Means of all features: where ODC's memories start (paper, Sec. 3.1), and each epoch of DeepCluster.
 
-The algorithms that run in torch are in `algorithms`.
+The algorithms that run in torch are in `algorithms`, the rows that the incremental one starts from in `start`.
 
 Shapes: N samples · W ranks · C clusters · D feature width.
 """
@@ -22,6 +22,7 @@ from odc_lightning.checks import check_choice
 from odc_lightning.clustering.algorithms import Progress, incremental, lloyd
 from odc_lightning.clustering.assignment import Assignment, add_rows, rows_on_grid
 from odc_lightning.clustering.nearest import block_size, nearest_centroid
+from odc_lightning.clustering.start import spread_start
 from odc_lightning.memory.ranks import Ranks
 
 ALGORITHMS = ("lloyd", "incremental")
@@ -57,14 +58,15 @@ class KMeans:
     """K-Means in faiss or in torch.
 
     Args:
-        algorithm: ``lloyd``, or ``incremental``, which averages within each pass over the rows: in torch only.
-            On wide features three passes of it are as good as ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
+        algorithm: ``lloyd``, which starts from random rows, or ``incremental``, which starts from spread-out ones and
+            averages within each pass over the rows: in torch only. On wide features three passes of it are as good as
+            ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
         backend: ``faiss`` (one process at a time), ``torch`` (rows stay on their ranks) or ``auto``, see
             `resolve_backend`; with ``incremental``, auto is torch.
         iterations: passes over all rows, at most; the authors' release runs 20. The first of ``incremental`` is half.
         max_points_per_centroid: faiss trains on a random subset above this; its own default of 256 would drop rows
             without a word, the release's 10^7 keeps all. The torch backend always takes all rows.
-        seed: of the starting rows.
+        seed: of the starting rows, and of the parts that ``incremental`` takes.
 
     Raises:
         ValueError: for a value outside its range, an unknown algorithm or backend, or incremental in faiss.
@@ -139,8 +141,11 @@ class KMeans:
 
     def _run_torch(self, rows: Tensor, num_samples: int, num_clusters: int, ranks: Ranks, report: Progress) -> _Done:
         generator = torch.Generator().manual_seed(self.seed)
-        start_C = torch.randperm(num_samples, generator=generator)[:num_clusters]
-        state = Assignment(rows, num_samples, ranks.take(rows, start_C.to(rows.device)), ranks)
+        if self.algorithm == "lloyd":
+            start_C = torch.randperm(num_samples, generator=generator)[:num_clusters].to(rows.device)
+        else:
+            start_C = spread_start(rows, num_samples, num_clusters, ranks, generator)
+        state = Assignment(rows, num_samples, ranks.take(rows, start_C), ranks)
         if self.algorithm == "lloyd":
             return state, lloyd(state, self.iterations, report)
         return state, incremental(state, self.iterations, generator, report)
@@ -223,7 +228,8 @@ def forecast_seconds(
 ) -> float:
     """Seconds that the torch backend will take: a block of rows is timed (tens of milliseconds) and scaled.
 
-    Either algorithm runs all iterations and one assignment more. faiss on a CPU takes about eight tenths of Lloyd's.
+    Either algorithm runs all iterations and one assignment more; the first iteration of the incremental one is half,
+    and the other half is enough for its start where N > 32 C. faiss on a CPU takes about eight tenths of Lloyd's.
     """
     device = torch.device(device)
     block = block_size(num_clusters, device)
