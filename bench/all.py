@@ -14,8 +14,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMANDS = (
     "memory.py --large",
-    "price.py --threads 1 --rounds 20",
+    "price.py --threads 1 --rounds 50",
+    "kmeans.py --rounds 5",
     "data.py --rounds 11",
+    "footprint.py",
+    "startup.py",
     "svm.py --each 2",
     "scale.py --measure",
 )

@@ -174,12 +174,12 @@ class NoiseLoader:
             yield Batch(images, torch.empty(0), torch.empty(0))
 
 
-def start(folder: str, num_samples: int, num_clusters: int, dtype: str, backend: str) -> None:
+def start(folder: str, num_samples: int, num_clusters: int, dtype: str) -> None:
     """The start-up clustering as it is: features of all images, k-means, the memory filled from them."""
     bank = num_samples * DIM * (4 if dtype == "float32" else 2)
     with quiet() as out:
         parts = Parts(bank, out)
-        overrides = [*SMALL, f"method.row_dtype={dtype}", f"clustering.backend={backend}", "clustering.iterations=2"]
+        overrides = [*SMALL, f"method.row_dtype={dtype}", "clustering.iterations=2"]
         trainer, method, datamodule = app_run(folder, SETTING, num_samples, num_clusters, overrides, 2)
         datamodule.eval_dataloader = lambda *_: NoiseLoader(num_samples)  # type: ignore[method-assign,assignment,return-value]
         trainer.callbacks = [parts, Started(parts), *trainer.callbacks]  # type: ignore[attr-defined]
@@ -191,15 +191,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1_280_000)
     parser.add_argument("--clusters", type=int, default=10_000)
-    parser.add_argument("--start-samples", type=int, default=400_000, help="of the start-up clustering")
+    parser.add_argument("--start-samples", type=int, default=1_280_000, help="of the start-up clustering")
     parser.add_argument("--only", nargs=3, metavar=("PART", "DTYPE", "FOLDER"), help="one part in this process")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if options.only:
         part, dtype, folder = options.only
-        if part.startswith("start"):
-            start(folder, options.start_samples, 1_000, dtype, part.split("-")[1])
+        if part == "start":
+            start(folder, options.start_samples, 1_000, dtype)
         else:
             {"train": train, "resume": resume}[part](folder, options.samples, options.clusters, dtype)
         return
@@ -210,10 +210,9 @@ def main() -> None:
             for part in ("train", "resume"):
                 print(f"{part}, N {options.samples:,}, C {options.clusters:,}, {dtype}", flush=True)
                 subprocess.run([sys.executable, __file__, *sizes, "--only", part, dtype, folder], check=True)
-        for part in ("start-torch", "start-faiss"):
-            print(f"{part}, N {options.start_samples:,}, C 1,000, {dtype}", flush=True)
-            with tempfile.TemporaryDirectory() as folder:
-                subprocess.run([sys.executable, __file__, *sizes, "--only", part, dtype, folder], check=True)
+        print(f"start, N {options.start_samples:,}, C 1,000, {dtype}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, __file__, *sizes, "--only", "start", dtype, folder], check=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ print([name for name in {SLOW} if name in sys.modules])
         (["method.momentun=0.5"], "Did you mean method.momentum"),
         (["method.momentum=high"], "method.momentum must be a number"),
         (["method.momentum=7"], "method.momentum must be in (0, 1]. Received: 7"),
+        (["schedule.milestones=3"], "schedule.milestones must be a list of epochs, such as [30,50]. Received: 3"),
+        (["schedule.milestones=[a]"], "schedule.milestones must be a list of epochs"),
         (["optim.lr=-1"], "optim.lr must be at least 0. Received: -1"),
         (["method=npid", "fidelity=nosuch"], "fidelity"),
     ],

@@ -135,8 +135,11 @@ class Assignment:
 
     def _distances(self) -> Tensor:
         """Squared distance of each row of this rank to its centroid, float64."""
-        blocks = zip(in_blocks(self.rows), in_blocks(self.labels), strict=True)
-        return torch.cat([_squared_offsets(rows, self.centroids_CD[labels]) for rows, labels in blocks])
+        distance = self.rows.new_empty(len(self.rows), dtype=torch.float64)
+        # Into one tensor: small results kept between large temporaries would tear the heap, and it would grow.
+        for rows, labels, out in zip(in_blocks(self.rows), in_blocks(self.labels), in_blocks(distance), strict=True):
+            out.copy_(_squared_offsets(rows, self.centroids_CD[labels]))
+        return distance
 
 
 def add_rows(sums_CD: Tensor, rows_BD: Tensor, labels_B: Tensor) -> None:
@@ -166,7 +169,10 @@ def rows_on_grid(owned_rows: Tensor, ranks: Ranks) -> Tensor:
             f"k-means needs finite features, {wrong} rows hold NaN or infinity: check the images, the initial "
             "weights and the precision of the forward pass"
         )
-    return torch.cat([snap(l2_normalize(rows), torch.float32) for rows in in_blocks(owned_rows)])
+    on_grid = torch.empty_like(owned_rows, dtype=torch.float32)
+    for rows, out in zip(in_blocks(owned_rows), in_blocks(on_grid), strict=True):
+        out.copy_(snap(l2_normalize(rows), torch.float32))
+    return on_grid
 
 
 def _are_on_grid(rows: Tensor) -> bool:

@@ -62,7 +62,7 @@ class KMeans:
             averages within each pass over the rows: in torch only. On wide features three passes of it are as good as
             ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
         backend: ``faiss`` (one process at a time), ``torch`` (rows stay on their ranks) or ``auto``, see
-            `resolve_backend`; with ``incremental``, auto is torch.
+            `resolve_backend`; with ``incremental`` or float16 rows, auto is torch.
         iterations: passes over all rows, at most; the authors' release runs 20. The first of ``incremental`` is half.
         max_points_per_centroid: faiss trains on a random subset above this; its own default of 256 would drop rows
             without a word, the release's 10^7 keeps all. The torch backend always takes all rows.
@@ -133,7 +133,10 @@ class KMeans:
         """
         started, ranks, report = time.perf_counter(), ranks or Ranks.current(), progress or _silent
         _check_sizes(owned_rows, num_samples, num_clusters, ranks)
-        backend = resolve_backend(self.backend, ranks.world_size, owned_rows.device)
+        asked = self.backend
+        if asked == "auto" and owned_rows.dtype == torch.float16:
+            asked = "torch"  # faiss would need a copy in float32, twice as large as the rows that were to be small
+        backend = resolve_backend(asked, ranks.world_size, owned_rows.device)
         run = self._run_faiss if backend == "faiss" else self._run_torch
         state, iterations = run(rows_on_grid(owned_rows, ranks), num_samples, num_clusters, ranks, report)
         seconds = time.perf_counter() - started

@@ -44,6 +44,11 @@ def require_numbers(cfg: DictConfig) -> None:
             value = OmegaConf.select(cfg, key)
             if isinstance(value, int | float) and not value >= least:
                 raise ValueError(f"{key} must be at least {least}. Received: {value}")
+    milestones = OmegaConf.select(cfg, "schedule.milestones")
+    if milestones is not None and not (
+        OmegaConf.is_list(milestones) and all(type(epoch) is int for epoch in milestones)
+    ):
+        raise ValueError(f"schedule.milestones must be a list of epochs, such as [30,50]. Received: {milestones}")
     for key in SHARES:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not 0 < value <= 1:
