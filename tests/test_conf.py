@@ -209,7 +209,7 @@ ORDINARY_KEYS = [
     ["trainer.accumulate_grad_batches=2", "data.batch_size=8"],
     ["trainer.precision=bf16-mixed"],
     ["trainer.gradient_clip_val=1.0"],
-    ["method.channels_last=true"],
+    ["method.channels_last=true", "backbone.width=8"],  # at width 4 PyTorch 2.14 may crash, see test_odc.py
     ["backbone.in_channels=2"],
     ["method.row_dtype=float16"],
     ["method.loss_weight_power=0"],

@@ -51,11 +51,15 @@ class Journal:
 
     def count(self, old_BD: Tensor, old_labels_B: Tensor, new_labels_B: Tensor, centroids_CD: Tensor) -> None:
         """Count a batch's changes by cause, from the rows before the update and the centroids that gave the labels."""
-        from_BD, to_BD = (centroids_CD.index_select(0, labels_B) for labels_B in (old_labels_B, new_labels_B))
-        by_centroids_B = is_nearer(old_BD.float(), from_BD, to_BD, self.metric)
         changed_B = old_labels_B != new_labels_B
-        counts = torch.stack([changed_B & ~by_centroids_B, changed_B & by_centroids_B, torch.ones_like(changed_B)])
-        self.counts_3 += counts.sum(1)
+        looked_at = slice(None) if old_BD.is_cuda else changed_B.nonzero().flatten()  # to list them, a host would wait
+        from_MD, to_MD = (
+            centroids_CD.index_select(0, labels_B[looked_at]) for labels_B in (old_labels_B, new_labels_B)
+        )
+        by_centroids = (changed_B[looked_at] & is_nearer(old_BD[looked_at].float(), from_MD, to_MD, self.metric)).sum()
+        self.counts_3[0] += changed_B.sum() - by_centroids
+        self.counts_3[1] += by_centroids
+        self.counts_3[2] += len(changed_B)
 
     def add(self, iteration: int, events: list[Event]) -> None:
         """Note the events of one handling of small clusters."""
