@@ -11,7 +11,7 @@ from torch import Tensor
 from odc_lightning.clustering.nearest import half_squares, nearest_centroid
 from odc_lightning.memory.ranks import Ranks
 
-_CHUNK = 2048  # rows whose float64 copy stays in cache: nine times faster than 65536
+_CHUNK = 1024  # rows whose float64 copy stays in cache: nine times faster than 65536
 _CLUSTERS = 512  # likewise, to average at once
 
 
@@ -59,8 +59,9 @@ class CentroidsMemory:
 
     def move_rows(self, old_BD: Tensor, old_labels_B: Tensor, new_BD: Tensor, new_labels_B: Tensor) -> None:
         """Take the old rows out of their old clusters and put the new rows into the new ones."""
-        self.sums_CD.index_add_(0, old_labels_B, old_BD.double(), alpha=-1)
-        self.sums_CD.index_add_(0, new_labels_B, new_BD.double())
+        for labels_B, rows_BD, sign in ((old_labels_B, old_BD, -1), (new_labels_B, new_BD, 1)):
+            for labels, rows in zip(labels_B.split(_CHUNK), rows_BD.split(_CHUNK), strict=True):
+                self.sums_CD.index_add_(0, labels, rows.double(), alpha=sign)
 
     def move_members(self, old_labels_B: Tensor, new_labels_B: Tensor) -> Tensor:
         """Count who left and who joined. Returns which samples changed their label, (B,) bool."""

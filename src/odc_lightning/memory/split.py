@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odc_lightning.clustering.nearest import full_float32
-
 _ITERATIONS = 20
 
 
@@ -24,34 +22,34 @@ def two_way_split(rows_MD: Tensor, smallest: int) -> Tensor:
     """
     if len(rows_MD) < 2 * smallest:
         raise ValueError(f"cannot split {len(rows_MD)} members into two clusters of at least {smallest}")
-    with full_float32(rows_MD.device):
-        along_M, second_M = _two_means(rows_MD.double())
-    cut = len(rows_MD) - int(second_M.sum())
-    if cut in (0, len(rows_MD)):
-        cut = len(rows_MD) // 2
+    along_M, second_M, size = _two_means(rows_MD.double())
+    cut = len(rows_MD) - size if 0 < size < len(rows_MD) else len(rows_MD) // 2
     cut = min(max(cut, smallest), len(rows_MD) - smallest)
     second_M = torch.zeros_like(second_M)
     second_M[along_M.argsort(stable=True)[cut:]] = True
     return second_M
 
 
-def _two_means(rows_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Lloyd's iterations from two far rows: the projection on the line of means, and who lies beyond the middle."""
-    squares_M = rows_MD.square().sum(1)
-    first_D = _farthest(rows_MD, squares_M, rows_MD.mean(0))
+def _two_means(rows_MD: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Lloyd's iterations from two far rows, in float64: projection on the line of means, who lies beyond the middle.
+
+    Each small cluster calls this, and rows are few: the number of operations counts.
+    """
+    total_D, squares_M = rows_MD.sum(0), rows_MD.square().sum(1)
+    first_D = _farthest(rows_MD, squares_M, total_D / len(rows_MD))
     second_D = _farthest(rows_MD, squares_M, first_D)
     along_M, second_M = _project(rows_MD, first_D, second_D)
     for _ in range(_ITERATIONS):
-        size = second_M.sum()
-        if size == 0 or size == len(rows_MD):
+        size = int(second_M.sum())
+        if size in (0, len(rows_MD)):
             break
-        weight_2M = torch.stack([~second_M, second_M]).double()
-        first_D, second_D = (weight_2M @ rows_MD / weight_2M.sum(1, keepdim=True)).unbind()
+        sum_D = second_M.double() @ rows_MD
+        first_D, second_D = (total_D - sum_D) / (len(rows_MD) - size), sum_D / size
         along_M, moved_M = _project(rows_MD, first_D, second_D)
         if torch.equal(moved_M, second_M):
             break
         second_M = moved_M
-    return along_M, second_M
+    return along_M, second_M, int(second_M.sum())
 
 
 def _farthest(rows_MD: Tensor, squares_M: Tensor, point_D: Tensor) -> Tensor:
@@ -60,5 +58,6 @@ def _farthest(rows_MD: Tensor, squares_M: Tensor, point_D: Tensor) -> Tensor:
 
 
 def _project(rows_MD: Tensor, first_D: Tensor, second_D: Tensor) -> tuple[Tensor, Tensor]:
-    along_M = rows_MD @ (second_D - first_D)
-    return along_M, along_M > (second_D.square().sum() - first_D.square().sum()) / 2
+    line_D = second_D - first_D
+    along_M = rows_MD @ line_D
+    return along_M, along_M > torch.dot(line_D, first_D + second_D) / 2
