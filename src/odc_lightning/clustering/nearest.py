@@ -74,7 +74,7 @@ def nearest_centroid(
 
 def block_size(num_clusters: int, device: torch.device) -> int:
     """Rows to score at once: on a CPU few, so that the scores stay near its cache, on a GPU what its memory bounds."""
-    return 8192 if device.type == "cuda" else min(max(2**21 // num_clusters, 512), 2048)
+    return 8192 if device.type == "cuda" else min(max(2**22 // num_clusters, 512), 4096)
 
 
 def half_squares(centroids_CD: Tensor) -> Tensor:
