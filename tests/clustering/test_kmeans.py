@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 
 from odc_lightning.clustering import kmeans as module
 from odc_lightning.clustering.kmeans import ALGORITHMS, KMeans, faiss_problem, forecast_seconds, resolve_backend
+from odc_lightning.clustering.nearest import block_size
 from odc_lightning.memory import Ranks
 from odc_lightning.memory.samples import l2_normalize, snap
 
@@ -400,7 +401,7 @@ def test_forecast_grows_with_the_work():
 def test_forecast_is_shared_by_the_ranks(monkeypatch):
     monkeypatch.setattr(module, "_timed", lambda *tensors: 2.0)
     alone = forecast_seconds(1000, 10, 8, iterations=4)
-    assert alone == 5 * 1000 / 2048 * 2.0
+    assert alone == 5 * 1000 / block_size(10, torch.device("cpu")) * 2.0
     assert forecast_seconds(1000, 10, 8, iterations=4, world_size=4) == alone / 4
 
 
