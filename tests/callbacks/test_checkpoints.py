@@ -147,10 +147,18 @@ def test_training_goes_on_while_a_file_is_written(tmp_path, monkeypatch):
 
 def test_a_file_holds_what_was_there_when_it_began(tmp_path):
     values, file = torch.zeros(2**22), CheckpointFile(large=0)
-    file.save_checkpoint({"values": values}, tmp_path / "a.ckpt")
+    file.then = lambda: os.replace(tmp_path / "a.writing", tmp_path / "a.ckpt")
+    file.save_checkpoint({"values": values}, tmp_path / "a.writing")
     values.fill_(1)
     file.wait()
     assert torch.load(tmp_path / "a.ckpt", weights_only=True)["values"].sum() == 0
+
+
+def test_what_lightning_passes_between_processes_is_there_at_once(tmp_path):
+    """By the same file it hands the weights of spawned processes over."""
+    file = CheckpointFile(large=0)
+    file.save_checkpoint({"values": torch.zeros(3)}, tmp_path / "weights.ckpt")
+    assert torch.load(tmp_path / "weights.ckpt", weights_only=True)["values"].sum() == 0
 
 
 @pytest.mark.parametrize("how", ["error", "killed"])
@@ -177,6 +185,7 @@ def slow(checkpoint, path):
     time.sleep(60)
 torch.save = slow
 file = CheckpointFile(large=0)
+file.then = lambda: None
 file.save_checkpoint({}, sys.argv[1])
 while not (os.path.exists(sys.argv[1]) and open(sys.argv[1]).read()):
     time.sleep(0.01)

@@ -31,13 +31,14 @@ class CheckpointFile(TorchCheckpointIO):
         large: bytes of a checkpoint that is written in the background.
 
     Attributes:
-        then: called with nothing when the file is complete, in the process that wrote it.
+        then: of the next file only: called when it is complete, in the process that wrote it. None: it is one that
+            Lightning passes on between processes, and is written at once.
     """
 
     def __init__(self, large: int = LARGE) -> None:
         super().__init__()
         self.large = large
-        self.then: Callable[[], None] = lambda: None
+        self.then: Callable[[], None] | None = None
         self._running: tuple[int, int] | None = None  # process, and the pipe that tells why it failed
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -47,12 +48,14 @@ class CheckpointFile(TorchCheckpointIO):
             OSError: this file, or in the background the one before, cannot be written; part of it may be there.
         """
         self.wait()
+        then, self.then = self.then, None
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if sys.platform == "linux" and _bytes(checkpoint) >= self.large:
-            self._fork(_on_host(checkpoint), path)
-        else:
-            torch.save(checkpoint, path)
-            self.then()
+        if then and sys.platform == "linux" and _bytes(checkpoint) >= self.large:
+            self._fork(_on_host(checkpoint), path, then)
+            return
+        torch.save(checkpoint, path)
+        if then:
+            then()
 
     def wait(self, *, block: bool = True) -> None:
         """Wait until nothing is being written; without ``block`` only look.
@@ -76,7 +79,7 @@ class CheckpointFile(TorchCheckpointIO):
         """Let what is being written come to its end."""
         self.wait()
 
-    def _fork(self, checkpoint: dict[str, Any], path: Any) -> None:
+    def _fork(self, checkpoint: dict[str, Any], path: Any, then: Callable[[], None]) -> None:
         told, tell = os.pipe()
         parent = os.getpid()
         process = os.fork()
@@ -92,7 +95,7 @@ class CheckpointFile(TorchCheckpointIO):
                 ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
             if os.getppid() == parent:
                 torch.save(checkpoint, path)
-                self.then()
+                then()
                 failed = 0
         except BaseException as error:
             os.write(tell, f"{error}"[:4000].encode(errors="replace"))

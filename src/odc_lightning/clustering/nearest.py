@@ -42,8 +42,8 @@ def nearest_centroid(
     """Label of the nearest centroid of each row (Eq. 3): (B,) int64; among equals the lowest label.
 
     A float32 matrix product finds two finalists a row. Where they lie closer than its rounding can tell, float64
-    arithmetic on these two decides. So no label depends on how a library blocks its products, that is on the batch
-    size, the threads or the number of ranks.
+    arithmetic on these two decides. So a label does not depend on how a library blocks its products, that is on the
+    batch size, the threads or the number of ranks, unless three centroids lie that close.
 
     Args:
         rows_BD: features, (B, D), any floating type.
@@ -63,13 +63,15 @@ def nearest_centroid(
     if allowed_C is not None:
         bias_C = bias_C.masked_fill(~allowed_C, -torch.inf)
     longest = half_squares_C.max().mul(2).sqrt()
+    labels_B = torch.empty(len(rows_BD), dtype=torch.int64, device=rows_BD.device)
+    if not len(rows_BD):
+        return labels_B
+    size = block_size(len(centroids_CD), rows_BD.device)
     with full_float32(rows_BD.device):
-        blocks = [
-            _nearest_in_block(block, centroids_CD, bias_C, longest, metric)
-            for block in rows_BD.split(block_size(len(centroids_CD), rows_BD.device))
-            if len(block)
-        ]
-    return torch.cat(blocks) if blocks else rows_BD.new_zeros(0, dtype=torch.int64)
+        # Into one tensor: small results kept between large temporaries would tear the heap, and it would grow.
+        for rows, labels in zip(rows_BD.split(size), labels_B.split(size), strict=True):
+            labels.copy_(_nearest_in_block(rows, centroids_CD, bias_C, longest, metric))
+    return labels_B
 
 
 def block_size(num_clusters: int, device: torch.device) -> int:
