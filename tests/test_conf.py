@@ -220,7 +220,7 @@ ORDINARY_KEYS = [
     ["data.num_workers=1"],
     ["callbacks.checkpoints.every_n_steps=1", "callbacks.checkpoints.keep_every_n_epochs=1"],
     ["callbacks.measure=null"],
-    pytest.param(["method.compile=true"], marks=pytest.mark.slow),
+    pytest.param(["method.compile=true", "backbone.width=8"], marks=pytest.mark.slow),
 ]
 
 

@@ -115,7 +115,7 @@ def test_channels_last_gives_the_same_loss(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_network_trains_and_keeps_its_weight_names(tmp_path):
-    module, _ = fit(tmp_path, odc(compile=True), max_epochs=1)
+    module, _ = fit(tmp_path, odc(compile=True, width=8), max_epochs=1)  # which makes it channels-last: see above
     assert set(module.state_dict()) == set(odc().state_dict())
 
 
