@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import faiss
 import torch
 from torch import Tensor
 
+from memory import clock
 from odc_lightning.clustering.kmeans import KMeans
 from odc_lightning.clustering.nearest import nearest_centroid
 from odc_lightning.memory.samples import l2_normalize, snap
@@ -89,7 +89,6 @@ def spread(values: list[float], digits: int) -> str:
 
 def compare(kind: str, options: argparse.Namespace) -> None:
     """A table: each contender's median seconds, and time and inertia over those of faiss alone, round by round."""
-    clock = time.process_time if options.threads == 1 else time.perf_counter
     fits = contenders(options.iterations)
     seconds: dict[str, list[float]] = {name: [] for name in fits}
     quality: dict[str, list[float]] = {name: [] for name in fits}

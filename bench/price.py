@@ -12,7 +12,6 @@ import functools
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, cast
@@ -27,6 +26,7 @@ from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
+from memory import clock
 from odc_lightning.app import conf_dir
 from odc_lightning.callbacks.metrics_csv import MetricsCSV
 from odc_lightning.callbacks.progress import EpochLines, ProgressBar
@@ -99,11 +99,6 @@ class BareODC:
         self.memory.handle_small_clusters()
         self.weights = loss_weights(self.memory.sizes_C)
         self.seconds.append(seconds + clock() - began)
-
-
-def clock() -> float:
-    """Processor time of one thread does not see what else the machine does; of several it would add them up."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def random_fill(memory: Memory) -> Memory:

@@ -12,12 +12,13 @@ import os
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from odc_lightning.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -167,15 +168,12 @@ def _is_current(files: FileList, root: Path, started: int) -> bool:
 def _write_cache(file: Path, files: FileList, started: int) -> None:
     arrays = {key: getattr(files, key) for key in _ARRAYS}
     folders = np.frombuffer(_join(files.folders), dtype=np.uint8)
-    part = file.with_suffix(f".{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(part, folders=folders, started=np.int64(started), **arrays)
-        os.replace(part, file)  # at once: other ranks read the same file
+        with whole_file(file, shared=True) as writing:  # other ranks read and write the same file
+            np.savez(writing, folders=folders, started=np.int64(started), **arrays)
     except OSError as error:
         logger.info("the list of %d files is not kept for the next start: %s", len(files), error)
-        with suppress(OSError):
-            part.unlink()
 
 
 def _join(texts: list[str]) -> bytes:

@@ -25,7 +25,6 @@ from odc_lightning.data.datamodule import DataModule
 from odc_lightning.data.subset import ClassSubset
 from odc_lightning.methods.base import Method
 from odc_lightning.report.dashboard import write_dashboard
-from odc_lightning.tasks.numbers import require_numbers
 from odc_lightning.tasks.one_device import require_one_device_per_job
 from odc_lightning.tasks.run_folder import RESUME, STOPPED, RunFolder
 from odc_lightning.tasks.show import show_results
@@ -75,7 +74,6 @@ def end_other_processes(trainer: pl.Trainer) -> None:
 def build(cfg: DictConfig) -> tuple[DataModule, Method, pl.Trainer]:
     """Everything a run is made of; settings that cannot work raise here."""
     quiet()
-    require_numbers(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule: DataModule = instantiate(cfg.data)
     method: Method = instantiate(cfg.method)
