@@ -32,11 +32,11 @@ def slow_incremental(rows, start, parts, iterations):
                 mean = [sum(column) / len(members) for column in zip(*members, strict=True)]
                 centroids[c] = torch.tensor(mean, dtype=torch.float64).float().tolist()
 
-    step(0, 1, 2, 3)
+    step(0, 1)
     labels = [None] * len(rows)
     for done in range(1, iterations):
-        first = [(4, 5, 6, 7)] if done == 1 else [(4,), (5,), (6,), (7,)]
-        for some in [*first, (0,), (1,), (2,), (3,)]:
+        first = [(2, 3, 4, 5)] if done == 1 else [(2,), (3,), (4,), (5,)]
+        for some in [*first, (6,), (7,), (0,), (1,)]:
             step(*some)
         assert set(labels) == set(range(len(centroids)))
     return slow_labels(rows, centroids), centroids
@@ -92,7 +92,7 @@ def test_progress_counts_the_last_pass_when_its_labels_are_there():
     assert set(most) == {4}
     assert [math.isnan(value) for value in inertia] == [True, True, False, False, False]
     assert inertia[2] > inertia[3] > inertia[4] == result.inertia
-    assert changed[:3] == (1, 0.5, 1)
+    assert changed[:3] == (1, 0.25, 1)
     assert 0 < changed[3] < 1
 
 
@@ -146,4 +146,4 @@ def test_forecast_counts_as_many_assignments_as_are_made(monkeypatch):
     fast(iterations=5).fit(rows, 1600, 10)
     forecast = forecast_seconds(1600, 10, 4, iterations=5)
     assert forecast == 6 * 1600
-    assert forecast - 800 <= sum(assigned) <= forecast
+    assert sum(assigned) == forecast - 1200  # three quarters of a pass: for the start

@@ -35,31 +35,31 @@ def lloyd(state: Assignment, iterations: int, report: Progress) -> int:
 def incremental(state: Assignment, iterations: int, generator: torch.Generator, report: Progress) -> int:
     """Passes over all rows that move the centroids within the pass. Returns the passes done.
 
-    The start is far off, and half the rows tell where to go as well as all: the first pass is a step of Lloyd's on a
-    random half of the samples, whose labels are then forgotten. Each further pass takes random eighths of all samples
-    and averages after each over all rows with a label, by sums from which a row leaves and which it joins (as
+    The start is far off, and some rows tell where to go as well as all: the first pass is a step of Lloyd's on a
+    random quarter of the samples, whose labels are then forgotten. Each further pass takes random eighths of all
+    samples and averages after each over all rows with a label, by sums from which a row leaves and which it joins (as
     MacQueen, 1967, for each row). So a centroid follows its members eight times a pass. Only at the start of the
-    second pass, where no row has a label, the other half is one step. A last assignment makes every label that of the
-    nearest centroid.
+    second pass, where no row has a label, half the samples, others than the quarter, are one step. A last assignment
+    makes every label that of the nearest centroid.
 
     Args:
         state: rows and starting centroids.
-        iterations: passes at most, of which the first takes half the rows.
+        iterations: passes at most, of which the first takes a quarter of the rows.
         generator: of the random parts, in the same state on every rank.
         report: called after each pass; the last one counts when the last assignment is made.
     """
     parts = _random_parts(state, generator)
-    one_half, other_half = parts[: _PARTS // 2], parts[_PARTS // 2 :]
+    quarter, half, rest = parts[: _PARTS // 4], parts[_PARTS // 4 : 3 * _PARTS // 4], parts[3 * _PARTS // 4 :]
     report(0, iterations, math.nan, 1.0)
-    changed, done = _assign_and_average(state, [torch.cat(one_half)]), 1
+    changed, done = _assign_and_average(state, [torch.cat(quarter)]), 1
     state.forget()
     while changed > 0 and done < iterations:
         report(done, iterations, state.inertia() if done > 1 else math.nan, changed / state.num_samples)
         if done == 1:
-            changed = _assign_and_average(state, [torch.cat(other_half), *one_half])
+            changed = _assign_and_average(state, [torch.cat(half), *rest, *quarter])
         else:
             state.fill_empty()
-            changed = _assign_and_average(state, [*other_half, *one_half])
+            changed = _assign_and_average(state, [*half, *rest, *quarter])
         done += 1
     if done > 1:
         state.fill_empty()

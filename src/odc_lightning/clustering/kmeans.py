@@ -63,7 +63,7 @@ class KMeans:
             ten of Lloyd's: inertia within 1 % (bench/kmeans.py).
         backend: ``faiss`` (one process at a time), ``torch`` (rows stay on their ranks) or ``auto``, see
             `resolve_backend`; with ``incremental`` or float16 rows, auto is torch.
-        iterations: passes over all rows, at most; the authors' release runs 20. The first of ``incremental`` is half.
+        iterations: passes over all rows, at most; the authors' release runs 20. ``incremental``'s first is a quarter.
         max_points_per_centroid: faiss trains on a random subset above this; its own default of 256 would drop rows
             without a word, the release's 10^7 keeps all. The torch backend always takes all rows.
         seed: of the starting rows, and of the parts that ``incremental`` takes.
@@ -231,8 +231,8 @@ def forecast_seconds(
 ) -> float:
     """Seconds that the torch backend will take: a block of rows is timed (tens of milliseconds) and scaled.
 
-    Either algorithm runs all iterations and one assignment more; the first iteration of the incremental one is half,
-    and the other half is enough for its start where N > 32 C. faiss on a CPU takes about eight tenths of Lloyd's.
+    Either algorithm runs all iterations and one assignment more; the first iteration of the incremental one is a
+    quarter, and the rest is enough for its start where N > 22 C. faiss on a CPU takes about eight tenths of Lloyd's.
     """
     device = torch.device(device)
     block = block_size(num_clusters, device)
