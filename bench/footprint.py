@@ -64,6 +64,9 @@ class Parts(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.end("end of the epoch: history, agreement, dashboard")
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.end("end of the run: assignments, picture")
+
 
 class Filled(Callback):
     """Fills the memory with random rows in place of the start-up clustering."""
@@ -120,7 +123,6 @@ def train(folder: str, num_samples: int, num_clusters: int, dtype: str) -> None:
             folder, SETTING, num_samples, num_clusters, [*SMALL, f"method.row_dtype={dtype}"], STEPS
         )
         trainer.callbacks = [parts, Filled(parts), *trainer.callbacks]  # type: ignore[attr-defined]
-        trainer.callbacks = [one for one in trainer.callbacks if type(one).__name__ != "Clusters"]  # type: ignore[attr-defined]
         timed_write(parts, trainer.checkpoint_callback, lambda: method.memory.samples.rows)  # type: ignore[arg-type]
         trainer.fit(method, datamodule=datamodule)
 
@@ -159,7 +161,7 @@ class Started(Loaded):
 
 
 class NoiseLoader:
-    """In place of a DataLoader: batches of noise for a data set of N images."""
+    """In place of a DataLoader: batches of noise for a data set of N images, of which few are equal."""
 
     def __init__(self, num_samples: int, batch: int = 1024) -> None:
         self.dataset, self.batch = range(num_samples), batch
@@ -170,8 +172,9 @@ class NoiseLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for first in self.dataset[:: self.batch]:
-            images = self.images[: len(self.dataset) - first]
-            yield Batch(images, torch.empty(0), torch.empty(0))
+            self.images += 1  # wraps around
+            images = self.images.roll(first // self.batch, -1)
+            yield Batch(images[: len(self.dataset) - first], torch.empty(0), torch.empty(0))
 
 
 def start(folder: str, num_samples: int, num_clusters: int, dtype: str) -> None:

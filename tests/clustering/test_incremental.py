@@ -6,10 +6,12 @@ import pytest
 import torch
 from test_kmeans import on_grid, random_rows, repeated_rows, slow_labels
 
+from odc_lightning.clustering import assignment
 from odc_lightning.clustering import kmeans as module
 from odc_lightning.clustering.algorithms import incremental
 from odc_lightning.clustering.assignment import Assignment
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
+from odc_lightning.clustering.nearest import nearest_centroid
 from odc_lightning.clustering.start import spread_start
 from odc_lightning.memory import Ranks
 
@@ -133,14 +135,12 @@ def test_unknown_algorithm():
 
 def test_forecast_counts_as_many_assignments_as_are_made(monkeypatch):
     assigned = []
-    nearest = Assignment._nearest
 
-    def counted(self, where_P):
-        labels = nearest(self, where_P)
-        assigned.append(len(labels))
-        return labels
+    def counted(rows, *args, **kwargs):
+        assigned.append(len(rows))
+        return nearest_centroid(rows, *args, **kwargs)
 
-    monkeypatch.setattr(Assignment, "_nearest", counted)
+    monkeypatch.setattr(assignment, "nearest_centroid", counted)
     monkeypatch.setattr(module, "_timed", lambda rows, *_: float(len(rows)))
     rows = on_grid(random_rows(1600, 4, centres=10))
     fast(iterations=5).fit(rows, 1600, 10)

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from hydra import compose, initialize_config_dir
 
 from odc_lightning.clustering import kmeans as module
+from odc_lightning.clustering.assignment import _largest
 from odc_lightning.clustering.kmeans import ALGORITHMS, KMeans, faiss_problem, forecast_seconds, resolve_backend
 from odc_lightning.clustering.nearest import block_size
 from odc_lightning.memory import Ranks
@@ -425,3 +426,10 @@ def test_configuration_builds(name, algorithm, backend, iterations):
 
 def test_module_imports_no_faiss_by_itself():
     assert not hasattr(importlib.import_module(KMeans.__module__), "faiss")
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 7), (3, 200_001), (70_000, 200_001), (9, 4), (5, 0)])
+def test_largest_values_in_the_order_of_a_stable_sort(count, rows):
+    values = torch.randint(50, (rows,)).double()
+    expected = sorted(range(rows), key=lambda i: -values[i])[:count]
+    assert _largest(values, count).tolist() == expected

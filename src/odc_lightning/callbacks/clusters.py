@@ -22,6 +22,7 @@ from odc_lightning.report.panels import GALLERY, HISTOGRAM, PICTURE
 from odc_lightning.whole_file import whole_file
 
 IN_GALLERY, SHOWN, SIDE = 100, 12, 48  # clusters, images of each, their side in pixels
+_BLOCK = 8192  # rows of the file that are Python numbers at once: these take ten times the tensors' memory
 GALLERY_COLUMNS = ["cluster", "images", "mean distance", "most frequent label", "purity", "entropy, bits", "pictures"]
 
 
@@ -110,5 +111,8 @@ def write_assignments(path: Path, source: ImageSource, labels_N: Tensor, distanc
     with whole_file(path) as writing, writing.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "cluster", "distance"])
-        for index, (label, distance) in enumerate(zip(labels_N.tolist(), distance_N.tolist(), strict=True)):
-            table.writerow([source.path(index), label, f"{distance:.6g}"])
+        index = 0
+        for labels, distances in zip(labels_N.split(_BLOCK), distance_N.split(_BLOCK), strict=True):
+            for label, distance in zip(labels.tolist(), distances.tolist(), strict=True):
+                table.writerow([source.path(index), label, f"{distance:.6g}"])
+                index += 1

@@ -88,10 +88,22 @@ def _contingency(labels_N: Labels, truth_N: Labels) -> _Contingency:
     if len(labels) != len(truth):
         raise ValueError(f"labels and truth must be equally long. Received: {len(labels)} and {len(truth)}")
     known = truth != UNKNOWN
-    _, label, sizes_C = np.unique(labels[known], return_inverse=True, return_counts=True)
-    _, true, sizes_K = np.unique(truth[known], return_inverse=True, return_counts=True)
-    pair_P, count_P = np.unique(label.astype(np.int64) * max(len(sizes_K), 1) + true, return_counts=True)
-    return _Contingency(count_P, *np.divmod(pair_P, max(len(sizes_K), 1)), sizes_C, sizes_K)
+    label, sizes_C = _renumbered(labels[known])
+    true, sizes_K = _renumbered(truth[known])
+    classes = max(len(sizes_K), 1)
+    pair_N = label.astype(np.int64)
+    pair_N *= classes
+    pair_N += true
+    pair_N.sort()  # in place, as all of this: N may be millions, and the rest of the memory the features'
+    first_P = np.flatnonzero(np.concatenate([[True], pair_N[1:] != pair_N[:-1]])[: len(pair_N)])
+    count_P = np.diff(first_P, append=len(pair_N))
+    return _Contingency(count_P, *np.divmod(pair_N[first_P], classes), sizes_C, sizes_K)
+
+
+def _renumbered(values_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values by their place among those that occur, (N,) int32, and how often each of these occurs."""
+    number_N = np.searchsorted(np.unique(values_N), values_N).astype(np.int32)
+    return number_N, np.bincount(number_N)
 
 
 def _nmi(table: _Contingency) -> float:

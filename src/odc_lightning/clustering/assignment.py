@@ -6,6 +6,7 @@ Shapes: N samples · W ranks · C clusters · D feature width · E empty cluster
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -49,11 +50,21 @@ class Assignment:
         Returns:
             How many labels changed, over all ranks.
         """
-        old_P = self.labels if where_P is None else self.labels[where_P]
-        labels_P = self._nearest(where_P)
-        moved_M = (labels_P != old_P).nonzero().flatten()
-        self._move(moved_M if where_P is None else where_P[moved_M], old_P[moved_M], labels_P[moved_M])
-        return int(self.ranks.sum(moved_M.new_tensor(len(moved_M))))
+        half_squares_C, changed = half_squares(self.centroids_CD), 0
+        joined_CD, joined_C = torch.zeros_like(self.sums_CD), torch.zeros_like(self.sizes_C)
+        # Block by block to the end: what is kept of all rows, but their labels, would be a part of their memory.
+        for where, rows in self._blocks(where_P):
+            old_B, new_B = self.labels[where], nearest_centroid(rows, self.centroids_CD, half_squares_C=half_squares_C)
+            moved_M = (new_B != old_B).nonzero().flatten()
+            old_M, new_M, moved_MD = old_B[moved_M], new_B[moved_M], rows.index_select(0, moved_M)
+            known_K = (old_M >= 0).nonzero().flatten()
+            add_rows(joined_CD, joined_C, moved_MD, new_M)
+            add_rows(joined_CD, joined_C, moved_MD[known_K], old_M[known_K], sign=-1)
+            self.labels[where] = new_B
+            changed += len(moved_M)
+        self.sums_CD += self.ranks.sum(joined_CD)
+        self.sizes_C += self.ranks.sum(joined_C)
+        return int(self.ranks.sum(self.sizes_C.new_tensor(changed)))
 
     def forget(self) -> None:
         """Take every row out of its cluster; the centroids stay."""
@@ -97,31 +108,16 @@ class Assignment:
         labels_N[self.ranks.rank :: self.ranks.world_size] = self.labels.int()
         return self.ranks.sum(labels_N)
 
-    def _nearest(self, where_P: Tensor | None) -> Tensor:
-        half_squares_C = half_squares(self.centroids_CD)
+    def _blocks(self, where_P: Tensor | None) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Positions and rows, as many at a time as are scored at once."""
+        size = block_size(len(self.centroids_CD), self.rows.device)
         if where_P is None:
-            return nearest_centroid(self.rows, self.centroids_CD, half_squares_C=half_squares_C)
-        labels_P, size = torch.empty_like(where_P), block_size(len(self.centroids_CD), self.rows.device)
-        for part, labels in zip(where_P.split(size), labels_P.split(size), strict=True):
-            rows = self.rows.index_select(0, part)  # a fourth of the time of rows[part]
-            labels.copy_(nearest_centroid(rows, self.centroids_CD, half_squares_C=half_squares_C))
-        return labels_P
-
-    def _move(self, positions_M: Tensor, old_M: Tensor, new_M: Tensor) -> None:
-        """Rows from their old clusters, where they have one, to the new."""
-        known_K, clusters = (old_M >= 0).nonzero().flatten(), len(self.sizes_C)
-        change_CD = torch.zeros_like(self.sums_CD)
-        self._add_rows(change_CD, positions_M[known_K], old_M[known_K])
-        change_CD.neg_()
-        self._add_rows(change_CD, positions_M, new_M)
-        change_C = torch.bincount(new_M, minlength=clusters) - torch.bincount(old_M[known_K], minlength=clusters)
-        self.labels[positions_M] = new_M
-        self.sums_CD += self.ranks.sum(change_CD)
-        self.sizes_C += self.ranks.sum(change_C)
-
-    def _add_rows(self, sums_CD: Tensor, positions_M: Tensor, labels_M: Tensor) -> None:
-        for positions, labels in zip(in_blocks(positions_M), in_blocks(labels_M), strict=True):
-            add_rows(sums_CD, self.rows.index_select(0, positions), labels)
+            for start in range(0, len(self.rows), size):
+                block = slice(start, start + size)
+                yield block, self.rows[block]
+        else:
+            for part in where_P.split(size):
+                yield part, self.rows.index_select(0, part)  # a fourth of the time of rows[part]
 
     def _farthest(self, count: int) -> Tensor:
         """Indices of up to ``count`` different rows off their centroids, the farthest first, then by index."""
@@ -143,9 +139,11 @@ class Assignment:
         return distance
 
 
-def add_rows(sums_CD: Tensor, rows_BD: Tensor, labels_B: Tensor) -> None:
-    """Add rows to the float64 sums of their clusters."""
-    sums_CD.index_add_(0, labels_B, rows_BD.double())
+def add_rows(sums_CD: Tensor, sizes_C: Tensor, rows_BD: Tensor, labels_B: Tensor, sign: int = 1) -> None:
+    """Add rows to the float64 sums of their clusters and to the numbers of members, or take them out."""
+    for rows, labels in zip(in_blocks(rows_BD), in_blocks(labels_B), strict=True):
+        sums_CD.index_add_(0, labels, rows.double(), alpha=sign)
+    sizes_C.index_add_(0, labels_B, torch.ones_like(labels_B), alpha=sign)
 
 
 def in_blocks(rows: Tensor) -> tuple[Tensor, ...]:
@@ -184,15 +182,25 @@ def _are_on_grid(rows: Tensor) -> bool:
 
 def _farthest_different_rows(rows: Tensor, distance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Positions of up to ``count`` different rows of the largest distances, among equals the first; distances, keys."""
-    order = distance.argsort(descending=True, stable=True)
     looked_at = 2 * count  # keys cost more than distances: more rows only if equal ones lie among these
     while True:
-        candidates = order[:looked_at]
+        candidates = _largest(distance, looked_at)
         key = _keys(rows, candidates)
         best = _farthest_different(distance[candidates], key, count)
-        if len(best) == count or looked_at >= len(order):
+        if len(best) == count or looked_at >= len(distance):
             return candidates[best], distance[candidates[best]], key[best]
         looked_at *= 8
+
+
+def _largest(values_N: Tensor, count: int) -> Tensor:
+    """Positions of the largest values, descending, among equals the first; a sort of all would take copies of them."""
+    best = torch.empty(0, dtype=torch.int64, device=values_N.device)
+    size = max(count, 65536)
+    for start in range(0, len(values_N), size):
+        block = torch.arange(start, min(start + size, len(values_N)), device=values_N.device)
+        candidates = torch.cat([best, block])
+        best = candidates[values_N[candidates].argsort(descending=True, stable=True)[:count]]
+    return best
 
 
 def _farthest_different(distance: Tensor, key: Tensor, count: int) -> Tensor:
@@ -205,8 +213,11 @@ def _keys(rows: Tensor, positions_M: Tensor) -> Tensor:
     """An int64 number of each row that is equal for equal rows, (M,)."""
     generator = torch.Generator().manual_seed(0)
     factors_D = torch.randint(2**62, (rows.shape[1],), generator=generator).to(rows.device)
-    blocks = (rows[positions].double().div(GRID).long() for positions in in_blocks(positions_M))
-    return torch.cat([(block * factors_D).sum(1) for block in blocks])  # integers wrap around: in no order
+    key_M = torch.empty_like(positions_M)
+    for positions, key in zip(in_blocks(positions_M), in_blocks(key_M), strict=True):
+        steps = rows.index_select(0, positions).double().div(GRID).long()
+        key.copy_((steps * factors_D).sum(1))  # integers wrap around: in no order
+    return key_M
 
 
 def _squared_offsets(rows_BD: Tensor, centroids_BD: Tensor) -> Tensor:

@@ -240,15 +240,16 @@ def forecast_seconds(
         block = min(max(2**28 // (num_clusters * dim), 256), block)
     rows = torch.rand(block, dim, device=device).sub_(0.5)
     centroids_CD = torch.rand(num_clusters, dim, device=device).sub_(0.5)
-    sums_CD = torch.zeros(num_clusters, dim, dtype=torch.float64, device=device)
-    seconds = min(_timed(rows, centroids_CD, sums_CD) for _ in range(3))
+    seconds = min(_timed(rows, centroids_CD) for _ in range(3))
     return (iterations + 1) * math.ceil(num_samples / world_size) / block * seconds
 
 
-def _timed(rows: Tensor, centroids_CD: Tensor, sums_CD: Tensor) -> float:
+def _timed(rows: Tensor, centroids_CD: Tensor) -> float:
+    sums_CD = torch.zeros_like(centroids_CD, dtype=torch.float64)
+    sizes_C = torch.zeros(len(centroids_CD), dtype=torch.int64, device=rows.device)
     started = time.perf_counter()
-    add_rows(sums_CD, rows, nearest_centroid(rows, centroids_CD))
-    sums_CD[0, 0].item()  # waits for the device
+    add_rows(sums_CD, sizes_C, rows, nearest_centroid(rows, centroids_CD))
+    sizes_C[0].item()  # waits for the device
     return time.perf_counter() - started
 
 

@@ -189,14 +189,14 @@ class ODC(Method):
         return self.memory.journal.state_dict()
 
     @torch.no_grad()
-    def centroid_distances(self, block: int = 65536) -> Tensor:
+    def centroid_distances(self, block: int = 1024) -> Tensor:
         memory = self.memory
-        owned_labels = memory.labels_N[memory.ranks.rank :: memory.ranks.world_size].long()
-        parts = [
-            (rows.float() - memory.centroids.centroids_CD[labels]).norm(dim=1)
-            for rows, labels in zip(memory.samples.rows.split(block), owned_labels.split(block), strict=True)
-        ]
-        return memory.ranks.collect_rows(torch.cat(parts), memory.num_samples)
+        owned_labels = memory.labels_N[memory.ranks.rank :: memory.ranks.world_size]
+        owned_distances = torch.empty(len(owned_labels), device=owned_labels.device)
+        parts = (part.split(block) for part in (memory.samples.rows, owned_labels, owned_distances))
+        for rows, labels, distances in zip(*parts, strict=True):
+            distances.copy_((rows.float() - memory.centroids.centroids_CD[labels.long()]).norm(dim=1))
+        return memory.ranks.collect_rows(owned_distances, memory.num_samples)
 
     def require_possible(self, datamodule: DataModule) -> None:
         super().require_possible(datamodule)
