@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from odc_lightning.tasks import sweep
 from odc_lightning.tasks.choices import drop_keys_of_other_choices, require_fidelity, require_kinds, take_own_values
 from odc_lightning.tasks.full_keys import with_full_key
-from odc_lightning.tasks.numbers import require_numbers
+from odc_lightning.tasks.numbers import require_images, require_numbers
 from odc_lightning.tasks.run_folder import STOPPED
 
 # Whether a person asked for tracebacks; our own children inherit the answer, not the switch that main sets.
@@ -55,6 +55,8 @@ def run_task(cfg: DictConfig) -> Any:
                 log.info(f"{choice}: not used from the experiment: {', '.join(keys)}")
         if cfg.task.name in sweep.TRAININGS:
             require_numbers(cfg)
+            if _rank() == "0":
+                require_images(cfg)
         # Loads torch, which takes seconds: after all that can be answered without.
         task: Callable[[DictConfig], Any] = hydra.utils.get_method(cfg.task.run)
         return task(cfg)

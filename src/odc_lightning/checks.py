@@ -42,5 +42,23 @@ def check_range(key: str, value: Sequence[float], low: float, high: float) -> tu
     raise ValueError(f"{key} must be a pair [least, most] of numbers {limits}. Received: {value!r}")
 
 
+def check_sizes(num_samples: int, num_clusters: int, min_cluster_size: int, small_means: str = "at_most") -> None:
+    """Raise ValueError where a clustering of these sizes cannot exist, with the nearest that can."""
+    if num_clusters < 2:
+        raise ValueError(f"num_clusters must be at least 2. Received: {num_clusters}")
+    if num_clusters > num_samples:
+        raise ValueError(f"num_clusters must not exceed the number of samples, {num_samples}. Received: {num_clusters}")
+    if min_cluster_size < 1:
+        raise ValueError(f"min_cluster_size must be at least 1. Received: {min_cluster_size}")
+    smallest = min_cluster_size + (small_means == "at_most")
+    if smallest * num_clusters > num_samples:
+        raise ValueError(
+            f"min_cluster_size x num_clusters needs {smallest} x {num_clusters} = {smallest * num_clusters} samples, "
+            f"the data set has {num_samples}. With {num_clusters} clusters min_cluster_size can be at most "
+            f"{num_samples // num_clusters - (small_means == 'at_most')}; with min_cluster_size={min_cluster_size} "
+            f"num_clusters can be at most {num_samples // smallest}"
+        )
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

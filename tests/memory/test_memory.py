@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import SlowMemory
 
-from odc_lightning.memory import Memory, Ranks, check_sizes
+from odc_lightning.checks import check_sizes
+from odc_lightning.memory import Memory, Ranks
 from odc_lightning.memory.memory import last_occurrences
 from odc_lightning.memory.split import two_way_split
 

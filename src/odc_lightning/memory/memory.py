@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from odc_lightning.checks import check_choice
+from odc_lightning.checks import check_choice, check_sizes
 from odc_lightning.clustering.nearest import METRICS
 from odc_lightning.memory.centroids import CentroidsMemory
 from odc_lightning.memory.journal import Journal
@@ -319,21 +319,3 @@ def check_rules(
     if not 0 < momentum <= 1:
         raise ValueError(f"momentum must be in (0, 1]. Received: {momentum}")
     check_sizes(num_samples, num_clusters, min_cluster_size, small_means)
-
-
-def check_sizes(num_samples: int, num_clusters: int, min_cluster_size: int, small_means: str = "at_most") -> None:
-    """Raise ValueError where a clustering of these sizes cannot exist, with the nearest that can."""
-    if num_clusters < 2:
-        raise ValueError(f"num_clusters must be at least 2. Received: {num_clusters}")
-    if num_clusters > num_samples:
-        raise ValueError(f"num_clusters must not exceed the number of samples, {num_samples}. Received: {num_clusters}")
-    if min_cluster_size < 1:
-        raise ValueError(f"min_cluster_size must be at least 1. Received: {min_cluster_size}")
-    smallest = min_cluster_size + (small_means == "at_most")
-    if smallest * num_clusters > num_samples:
-        raise ValueError(
-            f"min_cluster_size x num_clusters needs {smallest} x {num_clusters} = {smallest * num_clusters} samples, "
-            f"the data set has {num_samples}. With {num_clusters} clusters min_cluster_size can be at most "
-            f"{num_samples // num_clusters - (small_means == 'at_most')}; with min_cluster_size={min_cluster_size} "
-            f"num_clusters can be at most {num_samples // smallest}"
-        )

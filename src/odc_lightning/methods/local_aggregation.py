@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from odc_lightning.checks import check_sizes
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
 from odc_lightning.console import clock, iteration_bar
 from odc_lightning.data.datamodule import DataModule
-from odc_lightning.memory import Ranks, check_sizes
+from odc_lightning.memory import Ranks
 from odc_lightning.methods.npid import NPID
 from odc_lightning.nn.backbone import Backbone
 

@@ -1,11 +1,17 @@
-"""Numbers of a training's config, held against their ranges before torch is loaded: a mistake is answered at once.
+"""A training's numbers and images, looked at before torch is loaded: a mistake is answered at once.
 
 Parts check their own arguments as well, in the same words; here are keys that mean the same in each choice of a group.
 """
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+
+from odc_lightning.checks import check_sizes
 
 AT_LEAST_1 = (
     "method.log_every_n_steps",
@@ -53,3 +59,19 @@ def require_numbers(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if isinstance(value, int | float) and not 0 < value <= 1:
             raise ValueError(f"{key} must be in (0, 1]. Received: {value}")
+
+
+def require_images(cfg: DictConfig) -> None:
+    """Find the training images; raise ValueError where they are too few for the clusters, by their source's errors.
+
+    A source lists files and reads labels, which takes no torch; torchvision's own data sets are left to the task.
+    """
+    data: Any = copy.deepcopy(cfg)  # setting up resolves interpolations in place
+    target = OmegaConf.select(data, "data.source._target_")
+    if target is None or target.endswith(".TorchvisionImages"):
+        return
+    source = instantiate(data.data.source, split="train", _partial_=False)
+    clusters = OmegaConf.select(data, "method.num_clusters")
+    smallest = OmegaConf.select(data, "method.min_cluster_size", default=1)
+    if type(clusters) is int and type(smallest) is int and not data.data.get("subset"):
+        check_sizes(len(source), clusters, smallest, OmegaConf.select(data, "method.small_means", default="below"))
