@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMANDS = (
     "memory.py --large",
-    "price.py --threads 1 --rounds 30",
+    "price.py --threads 1 --rounds 60",
     "kmeans.py --rounds 5",
     "data.py --rounds 11",
     "footprint.py",

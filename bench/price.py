@@ -262,12 +262,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="r18, r50 or lightning; default: all")
-    parser.add_argument("--rounds", type=int, default=60, help="of R-18; R-50 takes a fifth")
+    parser.add_argument("--rounds", type=int, default=60, help="of R-18; R-50 takes a fourth")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name, setting in SETTINGS.items():
-        rounds = options.rounds if name == "r18" else max(options.rounds // 5, 3)
+        rounds = options.rounds if name == "r18" else max(options.rounds // 4, 3)
         about = f"{setting.name}, {setting.side} px, batch {setting.batch}, D {DIM}, {options.threads} threads"
         if not options.only or name in options.only:
             print(f"{about}, {rounds} rounds")
