@@ -89,7 +89,7 @@ def test_kept_epochs_are_links_that_outlive_the_rotation(tmp_path):
     assert os.path.samefile(tmp_path / "epoch=0004.ckpt", tmp_path / "previous.ckpt")
 
 
-def test_kept_epochs_are_copies_where_the_disk_has_no_links(tmp_path, monkeypatch):
+def test_files_are_moved_and_kept_epochs_copied_where_the_disk_has_no_links(tmp_path, monkeypatch):
     def refused(*args):
         raise OSError(95, "Operation not supported")
 
@@ -98,21 +98,18 @@ def test_kept_epochs_are_copies_where_the_disk_has_no_links(tmp_path, monkeypatc
     assert steps_in(tmp_path) == {"last.ckpt": 12, "previous.ckpt": 8, "epoch=0002.ckpt": 8}
 
 
-def test_a_file_is_never_seen_half_written(tmp_path, monkeypatch):
+def test_a_file_is_never_seen_half_written_and_last_never_missing(tmp_path, monkeypatch):
     replaced, replace = [], os.replace
 
     def watched(source, target):
-        replaced.append((os.path.basename(source), os.path.basename(target)))
+        replaced.append((os.path.basename(source), os.path.basename(target), (tmp_path / "last.ckpt").exists()))
         torch.load(source, weights_only=True)
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", watched)
-    fit(tmp_path, max_epochs=2)
-    assert replaced == [
-        ("writing.ckpt", "last.ckpt"),
-        ("last.ckpt", "previous.ckpt"),
-        ("writing.ckpt", "last.ckpt"),
-    ]
+    fit(tmp_path, max_epochs=3)
+    assert replaced == [("writing.ckpt", "last.ckpt", existed) for existed in (False, True, True)]
+    assert steps_in(tmp_path) == {"last.ckpt": 12, "previous.ckpt": 8}
 
 
 def test_written_in_the_background_they_are_the_same(tmp_path):

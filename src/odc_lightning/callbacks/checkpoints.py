@@ -126,9 +126,14 @@ class Checkpoints(Checkpoint):
             ) from error
 
     def _complete(self, kept: Path | None) -> None:
-        if (self.folder / LAST).exists():
-            os.replace(self.folder / LAST, self.folder / PREVIOUS)
-        os.replace(self.folder / WRITING, self.folder / LAST)
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        if last.exists():
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(last, previous)  # so that last.ckpt is there at any moment
+            except OSError:  # not every disk has hard links
+                os.replace(last, previous)
+        os.replace(self.folder / WRITING, last)
         if kept is None:
             return
         kept.unlink(missing_ok=True)
