@@ -557,7 +557,9 @@ def test_killed_with_sigkill_and_started_again_ends_in_the_same_bits(small, tmp_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_hand_or_by_the_batch_system_it_says_how_to_go_on(small, tmp_path, number):
     args = [*small, "trainer.max_epochs=1000"]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would theirs
     process = subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, before)
     said = kill_when(process, tmp_path / "small" / "checkpoints" / "last.ckpt", number)
     assert process.returncode == 1, said
     assert said.rstrip().endswith("Stopped. The same command continues from the last checkpoint.")
