@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -496,7 +497,7 @@ def test_wandb_offline_continues_under_its_id_and_closes_between_jobs(small, tmp
     assert (tmp_path / "small" / "wandb" / "run_id").read_text() == first
     runs = [path.name for path in (tmp_path / "small" / "wandb").glob("offline-run-*")]
     assert runs
-    assert all(f"-{first}" in name for name in runs)  # W&B adds -1 to the second of a second
+    assert all(re.search(rf"-{first}(-\d+)?$", name) for name in runs)  # W&B adds -1 to the second of a second
     assert wandb.run is None
     assert run("-m", *args, "run.name=sweep", "seed=1,2").code == 0
     assert wandb.run is None

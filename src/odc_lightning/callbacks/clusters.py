@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,6 @@ def write_assignments(path: Path, source: ImageSource, labels_N: Tensor, distanc
     with whole_file(path) as writing, writing.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["path", "cluster", "distance"])
-        index = 0
-        for labels, distances in zip(labels_N.split(_BLOCK), distance_N.split(_BLOCK), strict=True):
-            for label, distance in zip(labels.tolist(), distances.tolist(), strict=True):
-                table.writerow([source.path(index), label, f"{distance:.6g}"])
-                index += 1
+        numbers = (chain.from_iterable(map(Tensor.tolist, values.split(_BLOCK))) for values in (labels_N, distance_N))
+        for index, (label, distance) in enumerate(zip(*numbers, strict=True)):
+            table.writerow([source.path(index), label, f"{distance:.6g}"])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from odc_lightning.clustering.assignment import in_blocks
 from odc_lightning.clustering.kmeans import KMeans, forecast_seconds, resolve_backend
 from odc_lightning.console import clock, iteration_bar, say, size
 from odc_lightning.data.datamodule import DataModule
@@ -189,12 +190,12 @@ class ODC(Method):
         return self.memory.journal.state_dict()
 
     @torch.no_grad()
-    def centroid_distances(self, block: int = 1024) -> Tensor:
+    def centroid_distances(self) -> Tensor:
         memory = self.memory
         owned_labels = memory.labels_N[memory.ranks.rank :: memory.ranks.world_size]
         owned_distances = torch.empty(len(owned_labels), device=owned_labels.device)
-        parts = (part.split(block) for part in (memory.samples.rows, owned_labels, owned_distances))
-        for rows, labels, distances in zip(*parts, strict=True):
+        blocks = map(in_blocks, (memory.samples.rows, owned_labels, owned_distances))
+        for rows, labels, distances in zip(*blocks, strict=True):
             distances.copy_((rows.float() - memory.centroids.centroids_CD[labels.long()]).norm(dim=1))
         return memory.ranks.collect_rows(owned_distances, memory.num_samples)
 

@@ -64,7 +64,8 @@ def require_numbers(cfg: DictConfig) -> None:
 def require_images(cfg: DictConfig) -> None:
     """Find the training images; raise ValueError where they are too few for the clusters, by their source's errors.
 
-    A source lists files and reads labels, which takes no torch; torchvision's own data sets are left to the task.
+    A source lists files and reads labels, which takes no torch; torchvision's own data sets are left to the task, and a
+    single cluster to the method: not each refuses it.
     """
     data: Any = copy.deepcopy(cfg)  # setting up resolves interpolations in place
     target = OmegaConf.select(data, "data.source._target_")
@@ -73,5 +74,5 @@ def require_images(cfg: DictConfig) -> None:
     source = instantiate(data.data.source, split="train", _partial_=False)
     clusters = OmegaConf.select(data, "method.num_clusters")
     smallest = OmegaConf.select(data, "method.min_cluster_size", default=1)
-    if type(clusters) is int and type(smallest) is int and not data.data.get("subset"):
+    if type(clusters) is int and clusters > 1 and type(smallest) is int and not data.data.get("subset"):
         check_sizes(len(source), clusters, smallest, OmegaConf.select(data, "method.small_means", default="below"))
